@@ -179,6 +179,18 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
             exc.hint = shell.context.token_step(str(exc.facts.get("scope") or "status:read"))
         load("cli.paste").with_start(exc, shell)
         raise
+    except (KeyError, TypeError, AttributeError) as exc:
+        if not shell.distant:
+            raise  # the daemon of this home is of our own version: a defect, to be seen whole
+        raise _of_another_form(exc) from exc
+
+
+def _of_another_form(exc: Exception) -> SplError:
+    """Return the error of an answer that a command cannot use, from a daemon elsewhere: its version is not ours."""
+    what = f"lacks {exc}" if isinstance(exc, KeyError) else f"has a member of another form: {exc}"
+    why = "It is of another version, or something else answers in its place."
+    hint = "bring both sides to one version; this one: spl version"
+    return SplError("answer-malformed", f"the daemon's answer {what}", hint=hint, why=why)
 
 
 def _utf8(word: str) -> str:

@@ -199,6 +199,24 @@ def test_members_of_another_form_end_no_list(user: User, hub: tuple[Daemon, str]
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("path", "answer", "argv"), [
+    ("/v1/status", {"object": "status", "identity": {}, "attention": [{}]}, ("status",)),
+    ("/v1/sinks", {"object": "list", "data": [{}]}, ("sink", "list")),
+    ("/v1/tokens", {"object": "list", "data": [{"scopes": 7}]}, ("token", "list")),
+    ("/v1/namespaces", {"object": "list", "data": [{}]}, ("namespace", "list")),
+])  # fmt: skip
+def test_an_answer_of_another_form_is_one_error(
+    user: User, hub: tuple[Daemon, str], path: str, answer: Any, argv: tuple[str, ...]
+) -> None:
+    daemon, url = hub
+    user.add("hub", url)
+    daemon.answers["GET", path] = answer
+    said = user.run(*argv, "--context", "hub", code=9).err
+    assert said.startswith("error: the daemon's answer ")
+    assert "[answer-malformed]" in said
+    assert "spl --context hub" not in said, "the version is that of this program"
+
+
 @pytest.mark.parametrize("status", [None, [], {}, "x", {**STATUS, "pairs": None}, {**STATUS, "pairs": {"total": "x"}}])
 def test_a_status_that_is_none_is_a_row(status: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c.Context, "ctl", lambda _: SimpleNamespace(get=lambda _: status))
