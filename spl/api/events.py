@@ -141,15 +141,19 @@ class Rows:
             return
         began_s = perf_counter()
         self._take("", _daemon_of(self._services), now_s)
-        pairs = self._services.views.pairs
-        for pair_id, pair in pairs.items():
-            if not pair.ended or (pair_id in self._rows and self._rows[pair_id].value["state"] != pair.phase.value):
+        watched = {pair.pair_id for pair in self._services.doctor.watched()}
+        for pair_id, pair in self._services.views.pairs.items():
+            known = self._rows.get(pair_id)
+            if not pair.ended or pair_id in watched:
                 self._take(pair_id, row_of(self._services, pair), now_s)
+            elif known and (known.value["state"] != pair.phase.value or known.value["findings"]):
+                self._take(pair_id, {**row_of(self._services, pair), "findings": []}, now_s)
         self._looked_s, self._cost_s = now_s, perf_counter() - began_s
 
     def snapshot(self) -> dict[str, object]:
-        """Return everything but the pairs that have ended."""
-        pairs = [row.value for pair_id, row in self._rows.items() if pair_id and row.value["state"] != "revoked"]
+        """Return everything but the pairs that have ended, unless `status` shows the end as a finding."""
+        rows = (row.value for pair_id, row in self._rows.items() if pair_id)
+        pairs = [value for value in rows if value["state"] != "revoked" or value["findings"]]
         return {"daemon": self._rows[""].value, "pairs": pairs}
 
     def by_pair(self) -> dict[str, dict[str, object]]:

@@ -66,7 +66,7 @@ class KnownRows:
     def _pair(self, row: Shown) -> Iterator[dict[str, Any]]:
         who, before = _who(row), self.rows.get(row["pair_id"])
         self.rows[row["pair_id"]] = row
-        if row["state"] == "revoked":
+        if row["state"] == "revoked" and not row["findings"]:
             del self.rows[row["pair_id"]]
         if before is None:
             yield {"event": "new", **who, "pair": row}

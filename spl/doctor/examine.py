@@ -56,8 +56,8 @@ class Doctor:
     def watched(self) -> list[Pair]:
         """Return the pairs that `status` looks at, without those whose end the operator accepted."""
         pairs, now_ms = self.home.views.pairs, self._now_ms()
-        accepted = self.home.vault.names(END_ACCEPTED)
-        watched = (pair for pair in pairs.values() if gather.is_watched(pair, pairs, now_ms))
+        watched = [pair for pair in pairs.values() if gather.is_watched(pair, pairs, now_ms)]
+        accepted = self.home.vault.names(END_ACCEPTED) if any(pair.ended for pair in watched) else []
         return [pair for pair in watched if END_ACCEPTED + pair.pair_id not in accepted]
 
     def own_problems(self) -> list[Finding]:

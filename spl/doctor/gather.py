@@ -137,9 +137,9 @@ def is_watched(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
         return True
     if not pair.initiator and pair.answer is None:
         return False
-    recent = now_ms - pair.since_ms < ENDED_SHOWN_MS
-    again = any(other.peer_did == pair.peer_did and not other.ended for other in pairs.values())
-    return recent and not again and pair.reason.startswith(REVOKED_BY_PEER)
+    if now_ms - pair.since_ms >= ENDED_SHOWN_MS or not pair.reason.startswith(REVOKED_BY_PEER):
+        return False
+    return not any(other.peer_did == pair.peer_did and not other.ended for other in pairs.values())
 
 
 def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -52,6 +52,27 @@ async def test_a_client_gets_a_snapshot_and_then_what_changes(served: Served, tm
             assert served.services.feed.notifier.streams == 2
             show(served, copy(pair, 1), copy(pair, 2, state=Revoked("gone")))
             assert (await the_next(stream, "pair"))["state"] == "revoked"
+
+
+async def test_a_pair_that_the_peer_ended_is_shown_with_its_finding_until_that_is_settled(
+    served: Served, tmp_path: Path
+) -> None:
+    """As `status` does: a client that came later sees it too."""
+    async with a_pair(tmp_path / "world") as pair:
+        now_ms = served.services.now_ms()
+        gone = copy(pair, 1, state=Revoked("revoked by peer: sold"), since_ms=now_ms)
+        rows, now_s = Rows(served.services), 1000.0
+        show(served, gone, copy(pair, 2, state=Revoked("revoked"), since_ms=now_ms))
+        rows.look(now_s, now_s)
+        [row] = cast(Any, rows.snapshot())["pairs"]
+        assert (row["pair_id"], row["state"]) == ("pair_00000001", "revoked")
+        assert "peer-revoked" in {item["code"] for item in row["findings"]}
+        number = rows.number
+        show(served, gone, copy(pair, 3))
+        rows.look(now_s + 1, now_s + 1)
+        told = {cast(Any, value)["pair_id"]: value["findings"] for _, (_, value) in rows.since(number)}
+        assert told["pair_00000001"] == []
+        assert [each["pair_id"] for each in cast(Any, rows.snapshot())["pairs"]] == ["pair_00000003"]
 
 
 async def test_a_stream_ends_with_its_token_and_with_the_daemon(served: Served) -> None:

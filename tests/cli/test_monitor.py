@@ -40,6 +40,14 @@ def test_each_change_is_one_event() -> None:
     assert told(known, "daemon", snapshot(findings=(finding("disk-low"),))[1]["daemon"]) == ["finding"]
 
 
+def test_a_pair_that_the_peer_ended_stays_until_its_finding_is_settled() -> None:
+    known = KnownRows()
+    list(known.take(*snapshot(a_row(state="revoked", findings=[finding("peer-revoked")]))))
+    assert "1 revoked" in frame(known, terminal(100))[0][0]
+    assert told(known, "pair", a_row(state="revoked")) == ["cleared"]
+    assert known.rows == {}
+
+
 def test_a_restart_is_told_with_what_changed_meanwhile() -> None:
     known = KnownRows()
     list(known.take(*snapshot(a_row(), a_row("pair_2"))))
