@@ -149,7 +149,7 @@ CODES: Final[dict[str, Code]] = {
     # reach
     "dns": Code(502, 9, "The peer's name does not resolve.", "check the name and the resolver"),
     "connect": Code(502, 9, "The peer does not accept the connection.", "on the peer: spl serve; if it runs, open its port in the firewall"),
-    "no-route": Code(502, 9, "There is no way from this machine to the peer's address: our own network is down or lacks a route.", "look at this machine's network"),
+    "no-route": Code(502, 9, "There is no way from this machine to the peer's address: our own network is down or lacks a route, or that machine is off.", "look at this machine's network"),
     "foreign-answer": Code(502, 9, "A proxy or another server answers in the peer's place: the answer is not of the form of a daemon.", "check the URL; at the peer: let the proxy pass /.well-known/ and /v1/ as they are"),
     "timeout": Code(504, 9, "The peer did not answer in time.", "retry; check the network path"),
     "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; check the network path"),

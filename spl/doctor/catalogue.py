@@ -14,7 +14,7 @@ from ..core.errors import CODES
 from ..core.limits import Limits
 from ..core.value import dataclass
 from ..core.value import replace as changed
-from ..net.address import foreign_step, is_address, kind_of, listen_step, parse_url
+from ..net.address import foreign_step, is_address, kind_of, listen_step, parse_url, route_step
 from . import conditions as seen
 from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
 from .facts import Facts, Fault, replace
@@ -235,6 +235,7 @@ _TLS_STEP: Final = "fix the TLS chain (self-signed is refused); a private CA goe
 _OWN_TLS_STEP: Final = (
     "put the whole chain into tls.certificate, then SIGHUP; a private CA goes into tls.ca_file here and at every peer"
 )
+_LISTEN_STEP: Final = "set public_url, or in a private network stop the daemon, then: spl serve --lan"
 _RENEW_STEP: Final = "renew the certificate, then SIGHUP to the daemon"
 _BUFFER_STEP: Final = "switch off response buffering in the proxy (nginx: proxy_buffering off)"
 _PUBLISH: Final = "spl identity generate; it keeps the key if there is one, and publishes the manifest"
@@ -277,8 +278,8 @@ def _route_fix(facts: Facts) -> str:
     """Return how to see the way to the address that was dialled, if that is known: `ip` takes no names."""
     said = facts.failure.message if facts.failure is not None else ""
     named = [*re.findall(r"(\S+) port \d+: ", said), parse_url(facts.url).host if facts.url else ""]
-    command = next((f": ip route get {each}" for each in named if is_address(each)), "")
-    return f"{CODES['no-route'].fix}{command}"
+    step = route_step(next(filter(is_address, named), ""), said)
+    return step if step.startswith(CODES["no-route"].fix) else _moved(lambda _: step)(facts)
 
 
 def _private_fix(facts: Facts) -> str:
@@ -286,6 +287,8 @@ def _private_fix(facts: Facts) -> str:
     host = parse_url(facts.url).host if facts.pair_id and facts.url else ""
     if host and not is_address(host):
         return f"correct what {host} resolves to; if a private address is right: {_REFRESH(facts)} --url {facts.url}"
+    if kind_of(host) == "loopback" and facts.own_url and parse_url(facts.own_url).port == parse_url(facts.url).port:
+        return _at_peer(_LISTEN_STEP)(facts)  # that is this daemon
     if kind_of(host):  # any other address is never dialled
         return f"{_REFRESH(facts)} --url {facts.url}"
     return CODES["address-refused"].fix
@@ -368,10 +371,16 @@ def _gap_fix(code: str) -> Callable[[Facts], str]:
     return fix
 
 
+def _is_here(url: str) -> bool:
+    return bool(url) and (parse_url(url).host == "localhost" or kind_of(parse_url(url).host) == "loopback")
+
+
 def _reverse_fix(facts: Facts) -> str:
     way = facts.one_way
     if way is not None and way.code == "foreign-answer":
         return "let the proxy before this daemon pass /v1/ and /.well-known/ to it"
+    if _is_here(facts.own_url) and facts.url and not _is_here(facts.url):
+        return _LISTEN_STEP  # at the peer, our URL is its own daemon
     if way is not None and way.code == "address-refused" and facts.own_url:
         return _at_peer(f"{_REFRESH(facts)} --url {facts.own_url}")(facts)
     moved = f"; if this daemon moved: {_at_peer(f'{_REFRESH(facts)} --url {facts.own_url}')(facts)}"

@@ -5,12 +5,14 @@ An address is judged after unwrapping the forms that carry another inside
 ::ffff:169.254.169.254 and 64:ff9b::a9fe:a9fe `is_link_local` is False.
 """
 
+import errno
+import os
 import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final
 
-from ..core.errors import SplError
+from ..core.errors import CODES, SplError
 from ..core.value import dataclass
 
 _NAT64 = IPv6Network("64:ff9b::/96")
@@ -32,6 +34,8 @@ _URL = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0
 _PORTS = {"http": 80, "https": 443}
 GATEWAY_STATUS: Final = frozenset({502, 503, 504})
 TOO_LARGE_STATUS: Final = 413
+_SLIPPED = re.compile(r"h?[tp]{2,4}(s?)(?:[:;]/*|//+)(?![0-9]*$)(.*)", re.I)
+"""A scheme that was mistyped, and what follows it; digits alone are a port."""
 USUAL_PORT: Final = 9100
 """Where a daemon listens that is told no other port."""
 
@@ -96,8 +100,13 @@ def parse_url(text: str) -> Url:
         )
     scheme, host = found[1].lower(), found[2].lower().strip("[]")
     port = int(found[3] or _PORTS[scheme])
-    if not 0 < port < 65536 or (found[2].startswith("[") and (":" not in host or _parse(host) is None)):
-        raise ReachError("url-invalid", f"{text[:80]!r} has no valid host and port")
+    if found[2].startswith("[") and (":" not in host or _parse(host) is None):
+        raise ReachError("url-invalid", f"{text[:80]!r} has no valid host")
+    if not 0 < port < 65536:
+        usual = f"http://{found[2]}:{USUAL_PORT}/" if scheme == "http" else f"https://{found[2]}/"
+        raise ReachError(
+            "url-invalid", f"{text[:80]!r} has no valid port", hint=f"with the port of the peer, often: {usual}"
+        )
     authority = f"[{host}]" if ":" in host else host
     if port != _PORTS[scheme]:
         authority += f":{port}"
@@ -105,9 +114,12 @@ def parse_url(text: str) -> Url:
 
 
 def _with_scheme(text: str) -> str:
-    """Return what to type if only the scheme is missing; only on this machine and in private networks is it http."""
+    """Return what to type if the scheme is missing or mistyped; only here and in private networks is it http."""
+    if slip := _SLIPPED.fullmatch(text):
+        likely = _with_scheme(slip[2])
+        return f"with its scheme: https://{slip[2]}/" if likely and slip[1] else likely
     found = _URL.fullmatch(f"http://{text}/")
-    if found is None:
+    if found is None or found[4] != "/" or found[5]:
         return ""
     host, plain = found[2].lower().strip("[]"), text if found[3] else f"{text}:{USUAL_PORT}"
     kind = "loopback" if host == "localhost" else kind_of(host)
@@ -122,6 +134,13 @@ def listen_step(where: Url) -> str:
     """Return what makes the peer listen at a URL; behind https, and at port 80, something else may stand before it."""
     port = f" --port {where.port}" if where.scheme == "http" and where.port not in (80, USUAL_PORT) else ""
     return f"spl serve{port}; if it runs, open its port in the firewall"
+
+
+def route_step(ip_text: str, message: str) -> str:
+    """Return the next step after a dial that found no way, as `message` says: without an answer the host may be off."""
+    step = CODES["no-route"].fix + (f": ip route get {ip_text}" if ip_text else "")
+    off = "see that the peer's machine is on and still has this address; if so, "
+    return off + step if os.strerror(errno.EHOSTUNREACH) in message else step
 
 
 def connect_step(where: Url) -> str:

@@ -17,9 +17,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-from ..core.errors import CODES, SplError
+from ..core.errors import SplError
 from ..core.value import dataclass
-from .address import ReachError, kind_of
+from .address import ReachError, kind_of, route_step
 
 FLOOR_BYTES_S: Final = 1024
 """A body that moves at less, in either direction, is given up like one that does not move at all."""
@@ -268,7 +268,7 @@ async def dial(
     except OSError as exc:
         sock.close()
         code = "no-route" if exc.errno in _NO_ROUTE else "connect"
-        hint = f"{CODES[code].fix}: ip route get {ip_text}" if code == "no-route" else ""
+        hint = route_step(ip_text, _reason(exc)) if code == "no-route" else ""
         raise ReachError(code, f"{where}: {_reason(exc)}", hint=hint) from exc
     except BaseException:
         sock.close()

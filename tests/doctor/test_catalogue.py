@@ -314,6 +314,30 @@ def test_a_refusal_with_a_code_comes_from_the_daemon_and_from_no_proxy(said: str
     assert "the proxy" in catalogue.findings(Facts(**{**WELL, "endpoint_status": 404}))[0].fix
 
 
+def test_a_peer_that_publishes_its_loopback_is_not_looked_for_at_our_own_daemon() -> None:
+    there = {**WELL, **failure("address-refused"), "url": "http://127.0.0.1:9100", "own_url": "http://10.0.0.7:9100"}
+    fix = "on bob: set public_url, or in a private network stop the daemon, then: spl serve --lan"
+    assert findings(there)[0].fix == fix
+    beside = {**there, "url": "http://127.0.0.1:9200"}
+    assert findings(beside)[0].fix == f"{REFRESH} --url http://127.0.0.1:9200"
+
+
+def test_our_loopback_is_no_address_for_a_peer_elsewhere() -> None:
+    ours = {**WELL, **CASES["reverse-unreachable"], "own_url": "http://127.0.0.1:9100"}
+    fix = "set public_url, or in a private network stop the daemon, then: spl serve --lan"
+    assert findings({**ours, "url": "http://10.0.0.8:9100"})[0].fix == fix
+    assert fix not in findings({**ours, "url": "http://localhost:9200"})[0].fix
+
+
+def test_a_host_that_does_not_answer_may_be_off_or_have_moved() -> None:
+    """Its own network says so; ours is looked at after that."""
+    said = "bob.example at 192.168.1.7 port 9100: No route to host"
+    [found] = findings({**WELL, **failure("no-route", said)})
+    off = "see that the peer's machine is on and still has this address; if so, look at this machine's network"
+    moved = f"if the peer has moved, give the URL in its status: {REFRESH} --url NEW-URL"
+    assert found.fix == f"{off}: ip route get 192.168.1.7; {moved}"
+
+
 def test_a_peer_that_takes_connections_and_answers_nothing_is_no_fault_of_the_network() -> None:
     hangs, silent = (findings({**WELL, "failure": Fault("timeout", reached=reached)})[0] for reached in (True, False))
     assert hangs.fix == "on bob: its daemon takes connections and hangs, or was stopped: spl status"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spl.core.errors import CODES
 from spl.net.address import Proxies, ReachError, connect_step, is_loopback, judge, parse_url, source_of, stands_at
 
 PUBLIC = [
@@ -129,6 +130,9 @@ def test_url_refused(text: str) -> None:
     assert caught.value.code == "url-invalid"
 
 
+NO_GUESS = CODES["url-invalid"].fix
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
@@ -139,6 +143,19 @@ def test_url_refused(text: str) -> None:
         ("bob", "if it was started with --lan: http://bob:9100/; if it has TLS: https://bob/"),
         ("127.0.0.1", "with its scheme: http://127.0.0.1:9100/"),
         ("bob.example", "with its scheme: https://bob.example/"),
+        ("http//127.0.0.1:9200", "with its scheme: http://127.0.0.1:9200/"),
+        ("htp://127.0.0.1:9200/", "with its scheme: http://127.0.0.1:9200/"),
+        ("http:/127.0.0.1:9200", "with its scheme: http://127.0.0.1:9200/"),
+        ("http:127.0.0.1", "with its scheme: http://127.0.0.1:9100/"),
+        ("http:localhost:9200", "with its scheme: http://localhost:9200/"),
+        ("https:/bob", "with its scheme: https://bob/"),
+        ("https//bob.example", "with its scheme: https://bob.example/"),
+        ("tp:9100", "if it was started with --lan: http://tp:9100/; if it has TLS: https://tp:9100/"),
+        ("https://bob/#f", NO_GUESS),
+        ("bob.example/a", NO_GUESS),
+        ("bob.example?a", NO_GUESS),
+        ("http://127.0.0.1:99999/", "with the port of the peer, often: http://127.0.0.1:9100/"),
+        ("https://bob.example:0", "with the port of the peer, often: https://bob.example/"),
     ],
 )
 def test_a_url_without_its_scheme_is_told_which_one(text: str, hint: str) -> None:
