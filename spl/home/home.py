@@ -6,6 +6,7 @@ same way.
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -154,15 +155,20 @@ def log_lacking(path: Path, disk: Disk) -> SplError | None:
     The log is made before the first key, so one without the other is an empty folder in the place of a volume, or a
     loss.  Taken for a new home, it would acknowledge records that vanish when the volume is back.
     """
-    segments, known = Segments(path / STORE, disk), epoch_of(path, disk)
-    if segments.firsts:
+    known = epoch_of(path, disk)
+    try:
+        segments = Segments(path / STORE, disk)
         epochs = {header.epoch for header in segments.headers()} if known else set()
+    except OSError as exc:
+        raise unusable(path / STORE, exc) from exc
+    if segments.firsts:
         if not epochs or known in epochs:
             return None
+        note = shlex.quote(str(path / SECRETS / EPOCH))
         return SplError(
             "store-missing",
             f"the log in {path / STORE} is that of another home",
-            hint=f"put this home's log there, then: spl serve; to go on with the other: rm {path / SECRETS / EPOCH}",
+            hint=f"put this home's log there, then: spl serve; to go on with the other: rm {note}",
         )
     if not (disk.list(path / KEYS) or disk.list(path / SECRETS)):
         return None
@@ -171,7 +177,11 @@ def log_lacking(path: Path, disk: Disk) -> SplError | None:
 
 def epoch_of(path: Path, disk: Disk) -> str:
     """Return which log is this home's; "" if that is not noted."""
-    return (disk.read(path / SECRETS / EPOCH, 4096) or b"").decode(errors="replace").strip()
+    note = path / SECRETS / EPOCH
+    try:
+        return (disk.read(note, 4096) or b"").decode(errors="replace").strip()
+    except OSError as exc:
+        raise unusable(note, exc) from exc
 
 
 def keys_lacking(path: Path, disk: Disk) -> SplError | None:

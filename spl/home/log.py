@@ -43,8 +43,9 @@ from .recovery import (
     StoreError,
     clean_mark,
     held_lines,
+    joined,
+    known_lost,
     misplaced,
-    read_lost,
     read_settled,
     recover,
     write_lost,
@@ -107,8 +108,7 @@ class Log:
         self._syncs: deque[float] = deque(maxlen=_SYNCS_KEPT)
         self.sync_times: Final = Histogram(SYNC_BOUNDS_MS)
         """Of the disk syncs since the start."""
-        known = [item for item in read_lost(folder, disk) if not item.lines or not opened.index.place(item.seq)]
-        self._remember([*known, *opened.report.damaged])
+        self._remember(joined(known_lost(folder, disk, opened.index), opened.report.damaged))
         self.look_again()
 
     @classmethod
@@ -386,9 +386,9 @@ class Log:
         replay.pass_over_tail(self.last_seq, self.last_run)
         if fresh.covered != self.last_seq:
             raise StoreError("store-damaged", f"the log ends at line {fresh.covered} of {self.last_seq}")
-        fresh.replace(self.index)
-        # What is lost first: at no moment the damage is neither left out nor lost.
+        # What is lost first: at no moment the damage is neither left out nor lost, nor forgotten after a crash.
         self._remember(replay.damaged)
+        fresh.replace(self.index)
         self.lost = self._lost_in(fresh)
         self.index = fresh
 

@@ -6,7 +6,8 @@ The index's last line is compared with the log by its running hash, and what fol
     any other end   bytes after the last good line of the last segment are cut (they were never acknowledged), and
                     the rest is written again and synced before it is served, because it may be in the page cache only
     shortened       the mark of a clean stop counts more lines than there are: the others are lost
-    mixed up        files that are no segment of this log, by their own headers, are taken out of it first
+    mixed up        files that are no segment of this log, by their own headers, are taken out of it first, and so are
+                    last ones without a header whose names count more lines than fit before them
 
 A damaged or lost line keeps its seq and has an empty row in the index; its bytes stay where they are.  Rejected: to
 give the seqs of a shortened log again, which makes the loss unknown at the next opening.
@@ -14,7 +15,9 @@ give the seqs of a shortened log again, which makes the loss unknown at the next
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +28,7 @@ from ..core.record.levels import NAMES
 from ..core.value import dataclass
 from .disk import TEMP_SUFFIX, Disk, File
 from .index import Added, Index
-from .segments import RUN_START, Line, LineError, Place, RunChain, Segments, entry_of
+from .segments import LINE_BYTES_MIN, RUN_START, Line, LineError, Place, RunChain, Segments, entry_of
 from .tables.lists import by_namespace
 
 CLEAN_NAME: Final = "clean"
@@ -40,6 +43,9 @@ _SMALL_BYTES_MAX: Final = 4096
 _SETTLED_BYTES_MAX: Final = 64 * DAMAGES_MAX
 _LOST_BYTES_MAX: Final = 256 * DAMAGES_MAX
 _BATCH_LINES: Final = 512
+_CUT_LINES_MAX: Final = 10_000_000
+_NUMBERS: Final = 2**63
+_UNREADABLE: Final = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 _NOT_MISSED: Final = re.compile(rb'\{"k":"(?:pos|ref)",')
 """Positions and refusals: sync reads on from an earlier place, and judges again what is offered again."""
 # In canonical JSON "env" never follows "run", so no record can hold these bytes.
@@ -66,6 +72,15 @@ class Damage:
     segment: int
     offset: int
     end: tuple[int, int]
+
+    @property
+    def behind(self) -> int:
+        """The seq behind those lost."""
+        return self.seq + self.lines
+
+    def is_in(self, other: "Damage") -> bool:
+        """Return whether all that is lost here is lost at another place, too."""
+        return other.seq <= self.seq and self.behind <= other.behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +121,7 @@ def recover(
     segments = Segments(folder, disk)
     epochs = [header.epoch for header in segments.headers()]
     epoch = epoch or (max(epochs, key=epochs.count) if epochs else random_bytes(16).hex())
-    wrong = segments.put_right(epoch, segments.firsts)
+    wrong = [*segments.put_right(epoch, segments.firsts), *segments.put_strays_aside()]
     mark = _read_mark(folder, disk)
     if not segments.firsts and (wrong or (mark and mark["seq"])):
         lines = f"had {mark['seq']} lines at the last stop, and its files" if mark else "began, and its files"
@@ -117,12 +132,14 @@ def recover(
     index = Index(folder / INDEX_FOLDER, disk, epoch, segments.read, random_bytes)
     if fresh:
         segments.begin(epoch, 1, RUN_START)
-    before = _fit(index, min(wrong, default=index.covered + 1) - 1)
-    replay = Replay(segments, index)
+    known = read_lost(folder, disk)
+    unread = [place.seq for place in map(misplaced, segments.aside()) if place not in known]
+    before = _fit(index, min([*wrong, *unread], default=index.covered + 1) - 1)
+    replay = Replay(segments, index, lambda found: write_lost(folder, disk, joined(known, found)))
     for done, total in replay.run():
         progress(done, total)
     # The mark is gone while the log is open, so nothing was written since: what it counts was cut off from outside.
-    if mark and (_fits(mark, segments) or mark["seq"] > index.covered):
+    if mark and (_fits(mark, segments) or _is_cut(folder, mark, segments, index)):
         bad_tail = replay.pass_over_tail(mark["seq"], mark["run"])
     else:
         mark = None
@@ -163,12 +180,26 @@ def held_lines(index: Index, segments: Segments, damage: Damage, *, settled: boo
     return max(0, damage.lines - missed) if settled else min(held, damage.lines)
 
 
+def known_lost(folder: Path, disk: Disk, index: Index) -> list[Damage]:
+    """Return the remembered places that are of this log and not served again."""
+    return [
+        item
+        for item in read_lost(folder, disk)
+        if not item.lines or (item.behind <= index.covered + 1 and not index.place(item.seq))
+    ]
+
+
+def joined(known: Iterable[Damage], found: Sequence[Damage]) -> list[Damage]:
+    """Return all places; of those that were found once more, perhaps with other bounds, the new ones."""
+    return [*(item for item in known if not (item.lines and any(map(item.is_in, found)))), *found]
+
+
 def read_settled(folder: Path, disk: Disk) -> frozenset[tuple[int, int]]:
     """Return (first seq, lines) of the places that were settled; what cannot be read is none."""
     try:
         found = json.loads(disk.read(folder / SETTLED_NAME, _SETTLED_BYTES_MAX) or b"[]")
         return frozenset((int(seq), int(lines)) for seq, lines in found)
-    except (ValueError, TypeError):
+    except _UNREADABLE:
         return frozenset()
 
 
@@ -188,8 +219,12 @@ def read_lost(folder: Path, disk: Disk) -> list[Damage]:
     try:
         found = json.loads(disk.read(folder / LOST_NAME, _LOST_BYTES_MAX) or b"[]")
         rows = [[int(number) for number in row] for row in found]
-        return [Damage(seq, lines, segment, at, (to, end)) for seq, lines, segment, at, to, end in rows]
-    except (ValueError, TypeError):
+        return [
+            Damage(seq, lines, segment, at, (to, end))
+            for seq, lines, segment, at, to, end in rows
+            if all(0 <= number < _NUMBERS for number in (seq, lines, segment, at, to, end))
+        ]
+    except _UNREADABLE:
         return []
 
 
@@ -200,10 +235,17 @@ def write_lost(folder: Path, disk: Disk, places: Sequence[Damage]) -> None:
 
 
 class Replay:
-    """Reads the lines behind the index into it."""
+    """Reads the lines behind the index into it.
 
-    def __init__(self, segments: Segments, index: Index) -> None:
+    `remember` is called with all damages so far before the index covers a new one: the next opening does not read
+    there, whatever ends this one.
+    """
+
+    def __init__(
+        self, segments: Segments, index: Index, remember: Callable[[Sequence[Damage]], None] | None = None
+    ) -> None:
         self._segments, self._index = segments, index
+        self._remember, self._remembered = remember, 0
         self.damaged: list[Damage] = []
         self.lines = 0
         place = index.place(index.covered)
@@ -289,6 +331,10 @@ class Replay:
         self._pending = None
 
     def _commit(self) -> None:
+        if self._remember and self._remembered < len(self.damaged):
+            self._remembered = len(self.damaged)
+            with suppress(OSError):  # the log is opened on a full disk, too
+                self._remember(self.damaged)
         if self._batch:
             self._index.add(self._batch, self._chain.run)
             self._batch = []
@@ -315,13 +361,30 @@ def _read_mark(folder: Path, disk: Disk) -> dict[str, Any] | None:
             and len(bytes.fromhex(mark["run"])) == len(RUN_START) // 2
             and all(type(mark[name]) is int for name in ("seq", "segment", "bytes"))
         )
-    except (ValueError, KeyError, TypeError):
+    except _UNREADABLE:
         return None
+    # A mark that was hit must not make lines lost: the last segment had room for those that are counted.
+    sound = sound and mark["segment"] - 1 <= mark["seq"] < mark["segment"] + mark["bytes"] // LINE_BYTES_MIN
     return mark if sound else None
 
 
 def _fits(mark: dict[str, Any], segments: Segments) -> bool:
     return segments.firsts[-1:] == [mark["segment"]] and segments.size(mark["segment"]) == mark["bytes"]
+
+
+def _is_cut(folder: Path, mark: dict[str, Any], segments: Segments, index: Index) -> bool:
+    """Return whether the log is shorter than the mark of its clean stop says.
+
+    Raises StoreError "store-damaged" if it lost so many lines that the mark may be wrong, or the disk that of another.
+    """
+    if mark["segment"] > segments.firsts[-1] + _CUT_LINES_MAX:
+        clean = shlex.quote(str(folder / CLEAN_NAME))
+        raise StoreError(
+            "store-damaged",
+            f"the log had {mark['seq']} lines at the last stop, and ends at line {index.covered}",
+            hint=f"restore the home from a copy; to go on with what is left: rm {clean}",
+        )
+    return bool(mark["seq"] > index.covered)
 
 
 def _clear_up(folder: Path, disk: Disk, segments: Segments) -> int:

@@ -19,16 +19,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
 from ..core import canon
 from ..core.errors import SplError
+from ..core.limits import Limits
 from ..core.value import dataclass
 from .disk import Disk, File
 
 FORMAT: Final = 1
+LINE_BYTES_MIN: Final = 80
 SUFFIX: Final = ".jsonl"
 ASIDE_SUFFIX: Final = ".foreign"
 """Of a file that stood in the place of a segment and is not that segment; nothing reads it any more."""
@@ -39,6 +42,8 @@ PROJECTION: Final = "proj"
 _NAME_DIGITS: Final = 20
 _HEADER_BYTES_MAX: Final = 4096
 _CHUNK_BYTES: Final = 256 * 1024
+_SEGMENT_BYTES: Final = Limits().segment_bytes
+_ASIDE: Final = re.compile(r"[0-9]{20}\.[0-9]+" + re.escape(ASIDE_SUFFIX))
 _OPEN_MAX: Final = 16
 _RUN: Final = b',"run":"'
 _ENV: Final = b'"env":'
@@ -181,9 +186,7 @@ class Segments:
             if (header := self._header(self._path(first))) and (header.seq, header.epoch) != (first, epoch)
         ]
         for first in wrong:
-            number = len(self._disk.list(self.folder))
-            self._rename(self._path(first), self.folder / f"{first:0{_NAME_DIGITS}d}.{number}{ASIDE_SUFFIX}")
-            self.firsts = [each for each in self.firsts if each != first]
+            self._put_aside(first)
         for path in self.aside():
             header = self._header(path)
             if header and header.epoch == epoch and header.seq not in self.firsts:
@@ -191,9 +194,30 @@ class Segments:
                 self.firsts = sorted([*self.firsts, header.seq])
         return wrong
 
+    def put_strays_aside(self) -> list[int]:
+        """Take last files out of the log that cannot be of it: no header, and a name behind more lines than fitted."""
+        at = len(self.firsts)
+        while at and not self._header(self._path(self.firsts[at - 1])):
+            at -= 1
+        while at < len(self.firsts):
+            before = self.firsts[at - 1] if at else 1
+            if self.firsts[at] - before > max(self.size(before), _SEGMENT_BYTES) // LINE_BYTES_MIN:
+                break
+            at += 1
+        strays = self.firsts[at:]
+        for first in strays:
+            self._put_aside(first)
+        return strays
+
     def aside(self) -> list[Path]:
         """Return the files that were taken out of the log; their names begin with the place where they stood."""
-        return [self.folder / name for name in self._disk.list(self.folder) if name.endswith(ASIDE_SUFFIX)]
+        return [self.folder / name for name in self._disk.list(self.folder) if _ASIDE.fullmatch(name)]
+
+    def _put_aside(self, first: int) -> None:
+        names = {path.name for path in self.aside()}
+        free = (f"{first:0{_NAME_DIGITS}d}.{number}{ASIDE_SUFFIX}" for number in count())
+        self._rename(self._path(first), self.folder / next(name for name in free if name not in names))
+        self.firsts = [each for each in self.firsts if each != first]
 
     def _header(self, path: Path) -> Header | None:
         try:

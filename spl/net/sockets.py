@@ -203,7 +203,8 @@ def bind_tcp(host: str, port: int) -> list[socket.socket]:
         for sock in bound:
             sock.close()
         taken = exc.errno == errno.EADDRINUSE
-        hint = f"a daemon or program has it; choose another: spl serve --port {port % 65_000 + 100}" if taken else ""
+        other = port + 100 if port < 65_436 else port - 100
+        hint = f"a daemon or program has it; choose another: spl serve --port {other}" if taken else ""
         raise ListenError("listen-failed", f"{host} port {port}: {exc.strerror or exc}", hint=hint) from exc
     return bound
 

@@ -96,3 +96,46 @@ def test_a_running_log_takes_out_a_file_that_came_into_the_place_of_a_segment(tm
         pass
     assert contents(store) == [line for line in before if line[0] not in lost]
     assert {(place.seq, place.lines) for place in store.lost} == {(lost[0], len(lost)), (lost[0], 0)}
+
+
+def test_the_files_taken_out_of_one_place_are_all_kept(tmp_path: Path) -> None:
+    filled(tmp_path / "a")
+    target, *others = log_files(tmp_path / "a")[1:5]
+    bad = [path.read_bytes() for path in others]
+    (tmp_path / "a" / "notes.foreign").write_bytes(b"an operator's")
+    for data in bad:
+        target.write_bytes(data)
+        open_store(tmp_path / "a", limits=SMALL).close()
+    assert sorted(path.read_bytes() for path in (tmp_path / "a").glob("0*.foreign")) == sorted(bad)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("data", [b"", b"junk", b"junk\nand more\n"])
+@pytest.mark.parametrize("names", [(3_000_000,), (10**20 - 1,), (10**20 - 2, 10**20 - 1)])
+def test_a_stray_file_with_a_high_name_makes_no_line_lost(
+    tmp_path: Path, names: tuple[int, ...], data: bytes, clean: bool
+) -> None:
+    """No segment before it had room for so many lines."""
+    before = filled(tmp_path / "a")
+    for name in names:
+        (tmp_path / "a" / f"{name:020d}.jsonl").write_bytes(data)
+    if not clean:
+        os.unlink(tmp_path / "a" / "clean")
+    for turn in range(2):
+        store = open_store(tmp_path / "a", limits=SMALL)
+        assert contents(store)[: len(before)] == before
+        assert [(place.seq, place.lines) for place in store.lost] == [(name, 0) for name in names]
+        assert store.append([record(900 + turn)], AT_MS) == [before[-1][0] + 1 + turn]
+        store.close()
+
+
+def test_a_start_that_ended_behind_the_renaming_is_made_up_for(tmp_path: Path) -> None:
+    """The index still leads to the lines of the file that is gone."""
+    before = filled(tmp_path / "a")
+    one, two, three, *_ = log_files(tmp_path / "a")
+    two.rename(two.with_name(f"{two.stem}.0.foreign"))
+    two.with_name(f"{two.stem}.0.foreign").write_bytes(one.read_bytes().replace(b'"epoch":"2a', b'"epoch":"2b', 1))
+    lost = range(int(two.stem), int(three.stem))
+    store = open_store(tmp_path / "a", limits=SMALL)
+    assert contents(store) == [line for line in before if line[0] not in lost]
+    assert {(place.seq, place.lines) for place in store.lost} == {(lost[0], len(lost)), (lost[0], 0)}

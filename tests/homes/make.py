@@ -6,6 +6,8 @@ It leaves `alice.tar.gz`, `bob.tar.gz` and `held.json`, which says what a later 
 in `0.1.0/` were made once and are never made anew: they are old on purpose.  A version that writes something new adds a
 folder beside them, made by its own code, and `tests/e2e/test_old_home.py` opens all.  The commands below may have to
 follow the product then; the stored homes need not.
+The note `secrets/log-epoch` and the files `store/lost` and `store/*.foreign` came without a folder: a home that has
+none is opened as before, and gets them when there is something to say; their forms are held by `tests/home`.
 
 The keys and tokens inside are throw-away: they were made for this and open nothing.  The two know each other by
 fixed ports.  What is in them: a revoked pair and its successor; shared namespaces, a crossing at L1 and one that bob

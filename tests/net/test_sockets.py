@@ -176,7 +176,7 @@ def test_a_port_that_is_taken_says_how_to_take_another() -> None:
     [held] = bind_tcp("127.0.0.1", 0)
     with held, pytest.raises(ListenError) as refused:
         bind_tcp("127.0.0.1", held.getsockname()[1])
-    assert re.search(r": spl serve --port [0-9]{3,5}$", refused.value.hint)
+    assert re.search(r": spl serve --port [0-9]{4,5}$", refused.value.hint)
 
 
 async def test_nobody_listens() -> None:
