@@ -36,7 +36,7 @@ from ..net.dialer import DialPolicy
 from ..sync.anti_entropy import AntiEntropy
 from ..sync.peer import PeerClient
 from ..sync.schedule import Sync
-from ..sync.supervise import Job, Supervisor
+from ..sync.supervise import Job, Supervisor, drop_ended
 from .exchange import Exchange
 from .grants import TELL_TIMEOUT_S, Grants, Handover
 from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, exists_hint, on_its_way
@@ -423,6 +423,7 @@ class Pairing:
         """Start what waits, and a task for each pair that lacks one; return the seconds until the next call."""
         if not await self._housekeep():
             return self._pace.housekeeping_s
+        drop_ended(self._asked_ms, self.pairs.writer.views.pairs)
         for pair in self.pairs.all():
             if on_its_way(pair):
                 self._start(f"handshake {pair.pair_id}", partial(self.handshakes.drive, pair.pair_id))

@@ -271,7 +271,7 @@ class Follower:
         self._watcher = watcher
         self._now_ms = now_ms
         self._random_bytes = random_bytes
-        self._agains: dict[str, Again] = {}
+        self.agains: dict[str, Again] = {}
 
     async def run(self, pair: Pair, progress: Progress, flow: Flow) -> None:
         """Return when the source ends the stream to come back after `flow.hold_s`.
@@ -400,10 +400,10 @@ class Follower:
         owed = self._ingest.refused.owes(pair.pair_id, inbound)
         if learnt:
             return owed
-        again = self._agains.get(pair.pair_id)
+        again = self.agains.get(pair.pair_id)
         if again is None:
             again = Again(Backoff(self._random_bytes, AGAIN_S, AGAIN_MAX_S))
-            self._agains[pair.pair_id] = again
+            self.agains[pair.pair_id] = again
         return again.is_due(asyncio.get_running_loop().time(), inbound, owed=owed)
 
     def _confirm(self, state: _StreamState, cursor: str) -> None:

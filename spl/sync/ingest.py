@@ -146,7 +146,7 @@ class Ingest:
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
         self._crossings: tuple[tuple[object, object], Mapping[tuple[str, str], str]] = ((None, None), {})
-        self._memories: dict[str, _Memory] = {}
+        self.memories: dict[str, _Memory] = {}
         self._gates: tuple[tuple[object, ...], dict[str, tuple[Pair, Gate]]] = ((None,) * 6, {})
         """Those made of the present values, by pair; one that kept the values of its own day kept all pairs of it."""
 
@@ -185,7 +185,7 @@ class Ingest:
 
     def received_ms(self, pair_id: str) -> int | None:
         """Return when the peer last pushed to us; None if it did not."""
-        return self._memory(pair_id).received_ms
+        return (self.memories.get(pair_id) or _Memory()).received_ms
 
     # -- what peers send
 
@@ -463,7 +463,7 @@ class Ingest:
         return await answer
 
     def _memory(self, pair_id: str) -> _Memory:
-        return self._memories.setdefault(pair_id, _Memory())
+        return self.memories.setdefault(pair_id, _Memory())
 
 
 def _is_signed_alone(row: _Row) -> bool:

@@ -147,7 +147,7 @@ class Puller:
         self.ingest, self._feed = ingest, feed
         self.carried: dict[str, Carried] = {}
         """By pair, of those that are read from an engine."""
-        self._resets_s: dict[str, dict[str, float]] = {}
+        self.resets_s: dict[str, dict[str, float]] = {}
         """Pair -> when each of its cursors was refused first within the last hour."""
         self._peers, self._limits = ingest.peers, ingest.limits
 
@@ -165,7 +165,7 @@ class Puller:
             except SyncError as exc:
                 if exc.code not in RESET_CODES:
                     raise
-                now_s, resets_s = asyncio.get_running_loop().time(), self._resets_s.setdefault(pair_id, {})
+                now_s, resets_s = asyncio.get_running_loop().time(), self.resets_s.setdefault(pair_id, {})
                 for old in [at for at, at_s in resets_s.items() if at_s <= now_s - HOUR_S]:
                     del resets_s[old]
                 resets_s.setdefault(progress.since, now_s)

@@ -182,7 +182,7 @@ class Reaches:
         """`failures_max` failures in a row make a pair unreachable (limits.errors_until_degraded)."""
         self._failures_max, self._now_ms = failures_max, now_ms
         self._own = OwnBeat()
-        self._ways: dict[str, _Way] = {}
+        self.ways: dict[str, _Way] = {}
         self._pushers: tuple[Pusher, ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
 
@@ -208,12 +208,12 @@ class Reaches:
 
     def arrived(self, pair_id: str) -> None:
         """Record that a request by a token of this pair arrived and was refused: the way to us is open."""
-        if pair_id in self._ways:
-            self._ways[pair_id].presence.refused_s = asyncio.get_running_loop().time()
+        if pair_id in self.ways:
+            self.ways[pair_id].presence.refused_s = asyncio.get_running_loop().time()
 
     def cloned(self, pair_id: str) -> str:
         """Return whose identity two daemons use at once: PEER_CLONED, OUR_CLONED as the peer says, or ""."""
-        way = self._ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id) or _Way()
         if len(way.returns_s) == RETURNS_MIN:
             return PEER_CLONED
         return OUR_CLONED if way.view.get("cloned") else ""
@@ -221,6 +221,10 @@ class Reaches:
     def presence(self, pair_id: str) -> Presence:
         """Return when the peer was heard; what is recorded there counts."""
         return self._way(pair_id).presence
+
+    def seen(self, pair_id: str) -> Presence:
+        """Return the same, to be looked at only: nothing is kept of a pair that is only listed."""
+        return (self.ways.get(pair_id) or _Way()).presence
 
     def waits(self, pair_id: str, now_s: float, silent_s: float) -> None:
         """Record, the first time, that we wait for the peer, and that a process before did for `silent_s`."""
@@ -230,12 +234,12 @@ class Reaches:
 
     def unreached(self, pair_id: str) -> str:
         """Return why our requests to the peer fail, for the peer; "" if they do not, or need not arrive."""
-        way = self._ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id) or _Way()
         return way.presence.unreached(served=way.served)
 
     def one_way(self, pair_id: str, now_s: float, *, reads: bool) -> OneWay | None:
         """Return which direction alone is broken; None if both work, or neither does (`reads`: core/presence.py)."""
-        way, pushed = self._way(pair_id), self.word(pair_id) == WE_PUSH
+        way, pushed = self.ways.get(pair_id) or _Way(), self.word(pair_id) == WE_PUSH
         return way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
 
     def beat(self, now_s: float, next_s: float, asleep_s: float = 0.0) -> bool:
@@ -244,7 +248,7 @@ class Reaches:
         Return whether there was one; `asleep_s` is what the machine slept without its clock counting it.
         """
         paused = self._own.beat(now_s, next_s, asleep=asleep_s > PAUSE_S)
-        for way in self._ways.values() if paused else ():
+        for way in self.ways.values() if paused else ():
             way.presence.slept(now_s, max(0.0, asleep_s))
         return paused
 
@@ -335,7 +339,7 @@ class Reaches:
 
     def word(self, pair_id: str) -> str:
         """Return how the pair runs as far as we know: one of REACH_WORDS or ""; this is what the peer is told."""
-        way = self._ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id) or _Way()
         if way.served:
             return PEER_PUSHES
         if way.peer == PEER_PUSHES:
@@ -344,26 +348,26 @@ class Reaches:
 
     def may_push(self, pair_id: str) -> bool:
         """Return whether the peer needs our push, or has not said yet that it reaches us."""
-        way = self._ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id) or _Way()
         return way.peer in ("", PEER_PUSHES) and not way.served
 
     def view(self, pair_id: str) -> Mapping[str, Any]:
         """Return the peer's last view of the pair, {} before the first contact of this process."""
-        return (self._ways.get(pair_id) or _Way()).view
+        return (self.ways.get(pair_id) or _Way()).view
 
     def told_ms(self, pair_id: str) -> int | None:
         """Return when the peer told its last view of the pair."""
-        way = self._ways.get(pair_id)
+        way = self.ways.get(pair_id)
         return way.told_ms if way is not None else None
 
     def queue_records(self, pair_id: str) -> int:
         """Return how many of the peer's records wait here between network and store."""
-        way = self._ways.get(pair_id)
+        way = self.ways.get(pair_id)
         queue = way.reader.queue if way is not None and way.reader is not None else None
         return queue.records if queue is not None else 0
 
     def _way(self, pair_id: str) -> _Way:
-        return self._ways.get(pair_id) or self._ways.setdefault(pair_id, _Way())
+        return self.ways.get(pair_id) or self.ways.setdefault(pair_id, _Way())
 
 
 def error_of(exc: SplError, kind: str, now_ms: int) -> LastError:

@@ -56,8 +56,7 @@ class Sync:
         self.puller = Puller(ingest, feed)
         self._feed = feed
         self._follower = Follower(self.puller, feed, self, now_ms=now_ms, random_bytes=random_bytes)
-        self._now_ms = now_ms
-        self._random_bytes = random_bytes
+        self._now_ms, self._random_bytes = now_ms, random_bytes
         self._states: dict[str, PairSync] = {}
         self._uncounted_s = self._booted_s() - time.monotonic()
         self._known = KnownPeers(feed.vault, feed.source.rollbacks, now_ms)
@@ -176,7 +175,7 @@ class Sync:
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
         state.note_peak(now_ms := self._now_ms())
         last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
-        presence, now_s = self._reaches.presence(pair_id), asyncio.get_running_loop().time()
+        presence, now_s = self._reaches.seen(pair_id), asyncio.get_running_loop().time()
         silent_s, before_ms = presence.silent_s(now_s), max(self._known.get(pair_id).heard_ms or 0, last_ms or 0)
         return PairStatus(
             last_sync_ms=last_ms,
@@ -217,7 +216,11 @@ class Sync:
             if pair.phase in IN_TOUCH
         }
         self._tasks.cancel_except(wanted.keys())
-        drop_ended(self._states, self.writer.views.pairs)
+        source, counts, pairs = self._feed.source, self._feed.source.counts, self.writer.views.pairs
+        kept: tuple[dict[str, Any], ...] = (self._states, self._reaches.ways, self.puller.resets_s, counts.tallied)
+        kept += (self._follower.agains, self._ingest.memories, source.empty, counts.counted, counts.complete)
+        for each in kept:
+            drop_ended(each, pairs)
         for name, job in wanted.items():
             self._tasks.start(name, job)
 
@@ -352,11 +355,13 @@ class Sync:
         state = self._states.get(pair_id)
         if state is None:
             bounds = self._random_bytes, BACKOFF_BASE_S, self.limits.poll_backoff_max_s
-            state = self._states[pair_id] = PairSync(Backoff(*bounds), Backoff(*bounds))
+            state = PairSync(Backoff(*bounds), Backoff(*bounds))
             state.last_sync_ms, state.last_error = self._known.get(pair_id).sync_ms, self._known.error(pair_id)
             state.question_failed = state.last_error is not None  # an answer ends it, to a read or to a question
             state.errors.attempt = int(state.question_failed)
-            self._reaches.track(pair_id, state.progress)
+            if (pair := self.writer.views.pairs.get(pair_id)) is not None and not pair.ended:
+                self._states[pair_id] = state
+                self._reaches.track(pair_id, state.progress)
         return state
 
     # -- the stream

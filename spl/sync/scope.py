@@ -200,11 +200,11 @@ class Counts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counted: dict[str, dict[str, tuple[int, int]]] = {}
+        self.counted: dict[str, dict[str, tuple[int, int]]] = {}
         """pair_id -> namespace and filter -> (counted up to, records found)."""
-        self._complete: dict[str, tuple[frozenset[str], int]] = {}
+        self.complete: dict[str, tuple[frozenset[str], int]] = {}
         """pair_id -> what was counted, and the last complete count of it."""
-        self._tallied: dict[str, tuple[Index, Scope, int, int]] = {}
+        self.tallied: dict[str, tuple[Index, Scope, int, int]] = {}
         """pair_id -> what was asked, up to which line, and the tally: all pairs are asked while nothing is written."""
 
     def last_known(self, pair_id: str, view: LogView) -> int | None:
@@ -212,14 +212,14 @@ class Counts:
         found = self.present(pair_id, view)
         if found is not None:
             return found
-        counted, total = self._complete.get(pair_id, (None, 0))
+        counted, total = self.complete.get(pair_id, (None, 0))
         return total if counted == _keys(view) else None
 
     def present(self, pair_id: str, view: LogView) -> int | None:
         """Return how many records the pair is offered; None until all rows are counted."""
         if view.scope.tallied:
             return self._tally(pair_id, view.index, view.scope)
-        counted, total = self._counted.get(pair_id, {}), 0
+        counted, total = self.counted.get(pair_id, {}), 0
         for ns in view.scope.shares:
             upto, count = counted.get(_key(view, ns), (view.scope.floor, 0))
             last = view.index.last(by_namespace(ns))
@@ -229,11 +229,11 @@ class Counts:
         return total
 
     def _tally(self, pair_id: str, index: Index, scope: Scope) -> int:
-        covered, kept = index.covered, self._tallied.get(pair_id)  # before the tally, which may hold a later line
+        covered, kept = index.covered, self.tallied.get(pair_id)  # before the tally, which may hold a later line
         if kept is not None and kept[0] is index and kept[1] is scope and kept[2] == covered:
             return kept[3]
         found = tally(index, scope)
-        self._tallied[pair_id] = index, scope, covered, found
+        self.tallied[pair_id] = index, scope, covered, found
         return found
 
     def advance(self, pair_id: str, view: LogView) -> bool:
@@ -242,7 +242,7 @@ class Counts:
         if scope.tallied:
             return True
         with self._lock:
-            before, left = self._counted.get(pair_id, {}), COUNT_ROWS
+            before, left = self.counted.get(pair_id, {}), COUNT_ROWS
             counted = {key: before.get(key, (scope.floor, 0)) for key in (_key(view, ns) for ns in scope.shares)}
             for ns in scope.shares:
                 upto, count = counted[_key(view, ns)]
@@ -250,9 +250,9 @@ class Counts:
                     count += sum(visible and scope.counts(row) for row, visible, _ in view.judged(rows))
                     upto, left = rows[-1].seq, left - len(rows)
                 counted[_key(view, ns)] = upto, count
-            self._counted = {**self._counted, pair_id: counted}
+            self.counted = {**self.counted, pair_id: counted}
             if left > 0:
-                self._complete = {**self._complete, pair_id: (_keys(view), sum(each for _, each in counted.values()))}
+                self.complete = {**self.complete, pair_id: (_keys(view), sum(each for _, each in counted.values()))}
         return left > 0
 
 

@@ -121,7 +121,7 @@ class Source:
         self._sealed: dict[tuple[str, str], Cursor] = {}
         self._sealed_before = self._sealed
         """The last cursors that were sealed, as an ack brings one back within milliseconds; any thread may add."""
-        self._empty: dict[str, EmptyRanges] = {}
+        self.empty: dict[str, EmptyRanges] = {}
         self._scopes: tuple[tuple[object, ...], dict[str, tuple[Pair, Scope]]] = ((None,) * 4, {})
         """Those made of the present values, by pair; one that kept the values of its own day kept all pairs of it."""
 
@@ -169,7 +169,10 @@ class Source:
 
     def view_at(self, pair_id: str, scope: Scope, last_seq: int) -> LogView:
         """Return the view of this scope up to `last_seq`, which must have been read before the scope."""
-        empty = self._empty.get(pair_id) or self._empty.setdefault(pair_id, EmptyRanges())
+        empty = self.empty.get(pair_id)
+        if empty is None:
+            pair, empty = self.writer.views.pairs.get(pair_id), EmptyRanges()
+            empty = empty if pair is not None and pair.ended else self.empty.setdefault(pair_id, empty)
         return LogView(self.writer.store.index, self.writer.store.read, scope, last_seq, empty)
 
     def open(self, pair_id: str, query: Query) -> tuple[LogView, Cursor | None]:

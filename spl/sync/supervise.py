@@ -138,9 +138,12 @@ async def guard(name: str, job: Job, boundary: Boundary, backoff: Backoff, stop:
 
 
 def drop_ended(states: dict[str, _T], pairs: Mapping[str, Pair]) -> None:
-    """Forget what a service knows of pairs that have ended: strangers may make and end any number of them."""
-    for pair_id in [each for each in states if (pair := pairs.get(each)) is None or pair.ended]:
-        del states[pair_id]
+    """Forget what a service knows of pairs that have ended: strangers may make and end any number of them.
+
+    Other threads may add to it meanwhile.
+    """
+    for pair_id in [each for each in list(states) if (pair := pairs.get(each)) is None or pair.ended]:
+        states.pop(pair_id, None)
 
 
 class Kick(asyncio.Event):

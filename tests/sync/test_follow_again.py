@@ -81,7 +81,7 @@ async def test_heartbeats_fetch_what_stays_refused_once(tmp_path: Path, monkeypa
         await until(lambda: bob.home.views.refused == {PAIR: 1})
         before = beats()
         await until(lambda: beats() > before + 10 and "/v1/sync/records" in asked)
-        assert bob.sync._follower._agains[PAIR].backoff.attempt == 1
+        assert bob.sync._follower.agains[PAIR].backoff.attempt == 1
 
 
 async def test_a_chain_that_is_learnt_while_a_debt_is_paid_is_a_debt_of_its_own(

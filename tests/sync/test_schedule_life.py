@@ -123,3 +123,33 @@ async def test_a_peer_that_pushes_and_is_silent_is_gone(tmp_path: Path, monkeypa
 
         await run_beside(bob, story())
         assert bob.reaches.word(PAIR) == ""
+
+
+async def test_of_pairs_that_ended_or_are_only_listed_nothing_is_kept(tmp_path: Path) -> None:
+    """Strangers may make and end any number of them."""
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        other = "pair_00000002"
+        for pair_id in (PAIR, other):
+            join(alice, bob, pair_id)
+        alice.emit("x")
+        source, counts = bob.feed.source, bob.feed.source.counts
+
+        def known() -> list[set[str]]:
+            kept = bob.sync._states, bob.reaches.ways, bob.ingest.memories, source.empty, counts.tallied
+            return [set(each) for each in kept]
+
+        for pair_id in (PAIR, other):
+            await bob.sync.pull(pair_id)
+            assert bob.feed.offered(pair_id) is not None
+        assert known() == [{PAIR, other}] * 5
+        bob.sync.puller.resets_s[other], counts.counted[other], counts.complete[other] = {}, {}, (frozenset(), 0)
+        bob.change_pair(other, phase=Phase.REVOKED, sync_allowed=False, serve_allowed=False, ended=True)
+
+        async def story() -> None:
+            await until(lambda: known() == [{PAIR}] * 5)
+
+        await run_beside(bob, story())
+        for pair_id in (other, "pair_00000003"):
+            assert bob.sync.status(pair_id).attempt == 0
+        assert known() == [{PAIR}] * 5
+        assert other not in {*bob.sync.puller.resets_s, *counts.counted, *counts.complete}
