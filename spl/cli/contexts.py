@@ -86,9 +86,15 @@ class Context:
             raise CtlError("auth-required", message, hint=self.token_step("status:read")) from exc
 
     def token_step(self, scope: str) -> str:
-        """Return how to get a token that holds the scope, and how to give it to this context."""
+        """Return how to get a token that holds the scope, and how to give it to this context.
+
+        It replaces the one in the file, so it also gets what that holds, which only its daemon knows, and what
+        `status` needs: otherwise the next command would ask for yet another one.
+        """
         file, more = self.token_file or "FILE", f" --ca-file {quote(self.ca_file)}" if self.ca_file else ""
-        mint = f"on its machine: spl token mint --scopes {scope}; put its token into {quote(file)}"
+        scopes = scope if scope == "admin" else ",".join(dict.fromkeys(("status:read", scope)))
+        present = ", with the scopes of the present token as well" if self.token_file and scopes != scope else ""
+        mint = f"on its machine{present}: spl token mint --scopes {scopes}; put its token into {quote(file)}"
         named = f"spl context add {self.name} --url {quote(self.url)} --token-file {quote(file)}{more} --replace"
         return mint if self.token_file else f"{mint}, then here: {named}"
 

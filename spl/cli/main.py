@@ -146,7 +146,11 @@ def now_ms() -> int:
 
 
 def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Out) -> int:
-    entry, rest = find(["version", *argv[1:]] if argv[:1] in (["--version"], ["-V"]) else argv)
+    try:
+        entry, rest = find(["version", *argv[1:]] if argv[:1] in (["--version"], ["-V"]) else argv)
+    except UsageError:
+        _shell(_said(argv, "--home"), _said(argv, "--context"), env, stdin, out)
+        raise
     if entry is None and rest and not _asks_help(rest):
         raise UsageError("usage", f"there is no command beside '{rest[0]}'", hint="all commands: spl help")
     if entry is None or _asks_help(rest) or (isinstance(entry, Group) and not rest):
@@ -158,11 +162,9 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     args = parser_of(entry).parse_args(rest)
     if entry.result:
         out.form, out.quiet, out.verbose = args.output, args.quiet, args.verbose
-    shell = Shell(
-        args.home or "", env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load, context=args.context or "",
-    )  # fmt: skip
-    if entry.name != "help":
-        out.pasted = lambda text: load("cli.paste").pasted(text, shell) if "spl " in text else text
+    shell = _shell(args.home or "", args.context or "", env, stdin, out)
+    if entry.name == "help":
+        out.pasted = str
     try:
         return entry.run(args, shell)
     except SplError as exc:
@@ -191,6 +193,23 @@ def _of_another_form(exc: Exception) -> SplError:
     why = "It is of another version, or something else answers in its place."
     hint = "bring both sides to one version; this one: spl version"
     return SplError("answer-malformed", f"the daemon's answer {what}", hint=hint, why=why)
+
+
+def _shell(home: str, context: str, env: Mapping[str, str], stdin: BufferedIOBase, out: Out) -> Shell:
+    """Return what a command works with; from now on `out` names its home or context in what is to be pasted."""
+    shell = Shell(
+        home, env, out, stdin, now_ms=now_ms, random_bytes=os.urandom, load=load, context=context,
+    )  # fmt: skip
+    out.pasted = lambda text: load("cli.paste").pasted(text, shell) if "spl " in text else text
+    return shell
+
+
+def _said(argv: Sequence[str], option: str) -> str:
+    """Return what a line that is not understood gives a common option, "" if nothing."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        if word.partition("=")[0] == option:
+            return word.partition("=")[2] or after
+    return ""
 
 
 def _utf8(word: str) -> str:

@@ -16,8 +16,11 @@ from .fit import HOME_DEFAULT, tilde
 
 _LOG_TAIL: Final = 256 * 1024
 _LISTENED: Final = re.compile(rb"daemon\.listening\"?,? \"?port[=\": ]+([0-9]{1,5})\b")
-_ELSEWHERE: Final = re.compile(r"^the peer says: |(?:^|\. |: )(?:[Oo]n|[Aa]sk|[Aa]t) (?:[^:]|:[\d/])+: ")
-"""Begins a step for the peer, or for another machine, or one that somebody else told us."""
+_ELSEWHERE: Final = re.compile(
+    r"(?:^|  )the peer says: |(?:^|  |\. |: )(?:[Oo]n(?! both sides| a network)|[Aa]sk|[Aa]t)"
+    r" (?:(?!, then: )(?:[^:]|:[\d/]))+: "
+)
+"""Begins a step for the peer, or for another machine, or one that somebody else told us; what is "then" is ours."""
 _OURS: Final = re.compile(
     r"(?:(?<=: )|(?<=  )|(?<=&& )|(?<=sudo )|^)spl (?!(?:help|version|context|completion|demo)\b)"
     r"(?=[a-z])(?!.* --(?:help|home|context)\b)"

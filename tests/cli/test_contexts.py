@@ -107,6 +107,24 @@ def test_a_command_asks_who_was_named_last_and_nearest(user: User, hub: tuple[Da
     assert "--context names a daemon" in user.run("logs", "--context", "hub", code=2).err
 
 
+@pytest.mark.parametrize(("scope", "step"), [
+    ("aitl:approve", "on its machine, with the scopes of the present token as well: "
+     "spl token mint --scopes status:read,aitl:approve"),
+    ("status:read", "on its machine: spl token mint --scopes status:read"),
+    ("admin", "on its machine: spl token mint --scopes admin"),
+])  # fmt: skip
+def test_a_token_that_lacks_a_scope_is_replaced_by_one_that_holds_more(
+    user: User, hub: tuple[Daemon, str], tmp_path: Path, scope: str, step: str
+) -> None:
+    daemon, url = hub
+    token = tmp_path / "token"
+    token.write_text("spl_home_sa_1_hub\n")
+    user.add("hub", url, "--token-file", str(token))
+    daemon.answers["GET", "/v1/aitl"] = (403, error("scope-forbidden", "no", scope=scope))
+    said = " ".join(user.run("aitl", "list", "--context", "hub", code=4).err.split())
+    assert f"fix {step} put its token into {token} docs" in said
+
+
 def test_no_token_of_the_environment_travels_to_a_context(user: User, hub: tuple[Daemon, str]) -> None:
     daemon, url = hub
     user.add("hub", url)

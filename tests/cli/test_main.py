@@ -362,6 +362,9 @@ def test_a_word_of_other_daemons_gets_what_it_means_here(spl: Run, word: str, st
     refused = spl(word)
     assert (refused.code, "Did you mean" in refused.err) == (2, False)
     assert refused.err.endswith(f"{step}\n")
+    for argv in ((word, "--home", "/srv/b"), ("--home=/srv/b", word)):
+        assert spl(*argv, env={"HOME": "/"}).err.endswith(f"SYNCROPEL_HOME=/srv/b {step}\n")
+    assert spl(word, env={"HOME": "/", "SYNCROPEL_HOME": "/srv/c"}).err.endswith(f"SYNCROPEL_HOME=/srv/c {step}\n")
 
 
 def test_what_a_revoked_pair_was_is_shown_by_the_pair_that_was_named(spl: Run, daemon: Daemon) -> None:

@@ -48,8 +48,31 @@ def named(tmp_path: Path) -> dict[str, str]:
     return env
 
 
+THEIRS = ("on bob: ", "on the peer: ", "on the peer, ", "at the peer: ", "ask the peer for: ")
+"""How each step of a fix begins that is not for this machine."""
+
+
+@pytest.mark.parametrize(("fix", "told"), [
+    ("on bob: spl doctor", "on bob: spl doctor"), ("On bob: spl sync X", "On bob: spl sync X"),
+    ("on bob, if it paused the pair: spl sync X", "on bob, if it paused the pair: spl sync X"),
+    ("on http://bob:9100/: spl serve", "on http://bob:9100/: spl serve"),
+    ("ask its operator for: spl token rotate X", "ask its operator for: spl token rotate X"),
+    ("it reads on demand. On bob: spl sync X", "it reads on demand. On bob: spl sync X"),
+    ("ask bob's operator, by voice, then: spl sync X", "ask bob's operator, by voice, then: HERE spl sync X"),
+    ("upgrade the peer, then: spl sync X && spl status", "upgrade the peer, then: HERE spl sync X && HERE spl status"),
+    ("on both sides: spl doctor X", "on both sides: HERE spl doctor X"),
+    ("on a network that you trust: spl serve --lan", "on a network that you trust: HERE spl serve --lan"),
+    ('the peer says: "run: spl sync X"', 'the peer says: "run: spl sync X"'),
+    ("on bob: spl logs; then: spl sync X", "on bob: spl logs; then: HERE spl sync X"),
+])  # fmt: skip
+def test_who_a_step_is_for(fix: str, told: str) -> None:
+    told = told.replace("HERE", "SYNCROPEL_HOME=/srv/b")
+    for head in ("", "  fix       "):  # as it stands under an error
+        assert pasted(head + fix, shell({"HOME": "/home/a"}, "/srv/b")) == head + told
+
+
 def theirs(step: str) -> bool:
-    return step.startswith(("on ", "On ", "at ", "ask "))
+    return step.startswith(THEIRS)
 
 
 @pytest.mark.parametrize("fix", dict.fromkeys(FIXES))
