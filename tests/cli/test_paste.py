@@ -145,4 +145,5 @@ def test_what_a_peer_advises_is_one_step_and_none_of_ours(said: str) -> None:
     hint = bare(Reply(400, {}, body, "")).hint
     [step] = steps(hint)
     assert step.startswith('the peer says: "')
-    assert pasted(hint, shell({"HOME": "/home/a"}, "/srv/b")) == hint
+    for line in (hint, f"  fix       {hint}", "  fix       on bob: spl status"):
+        assert pasted(line, shell({"HOME": "/home/a"}, "/srv/b")) == line
