@@ -89,6 +89,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("spl.daemon")
 
+DESCRIPTORS_MIN: Final = 40
 DESCRIPTORS_KEPT: Final = 256
 LOCAL_CONNECTIONS_MIN: Final = 16
 STOPPING_SHARE: Final = 0.7
@@ -141,6 +142,9 @@ def run(options: ServeOptions) -> int:
 
 def _run(options: ServeOptions, watchdog: Watchdog) -> int:
     descriptors = raise_descriptors()
+    if descriptors < DESCRIPTORS_MIN:
+        text = f"this process may open {descriptors} files, and a daemon needs {DESCRIPTORS_MIN} at least"
+        raise DaemonError("listen-failed", text, hint="ulimit -n 1024; if that is refused, raise the hard limit first")
     share_memory()
     collect_seldom()
     manager = Manager(os.environ, os.getpid())

@@ -5,6 +5,8 @@ import http.client
 import re
 import resource
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,15 @@ def test_the_soft_limit_of_open_files_is_raised(faulty) -> None:
     limited = faulty(Limited).start()
     assert limited.process is not None
     assert resource.prlimit(limited.process.pid, resource.RLIMIT_NOFILE) == (2048, 2048)
+
+
+def test_too_few_open_files_for_a_daemon_are_told_in_one_line(faulty) -> None:
+    command = ["sh", "-c", 'ulimit -n 24 && exec "$@"', "sh", sys.executable, "-m", "spl", "serve"]
+    env = faulty().environment()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode == 78
+    assert "error: this process may open 24 files, and a daemon needs 40" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_daemon_without_standard_streams_serves_and_logs(faulty) -> None:
