@@ -30,6 +30,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +52,11 @@ _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS_ENTER: Final = stat.S_IXGRP | stat.S_IXOTH
 _SECRETS: Final = frozenset({"keys", "secrets", "token"})
 """What nobody but the owner and a group that it chose may read."""
+
+
+def for_shell(path: Path) -> str:
+    """Return a path as one word of a command to paste; `shlex` is imported then, and not by every daemon."""
+    return str(import_module("shlex").quote(str(path)))
 
 
 class DiskError(SplError):

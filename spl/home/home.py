@@ -6,7 +6,6 @@ same way.
 
 import os
 import re
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from ..core.identity.did import certifies, chain_of, multibase, words
 from ..core.limits import Limits
 from ..core.value import dataclass
 from .config import FILE_NAME, Config, ConfigError, load
-from .disk import Disk, DiskError, Lock, unusable
+from .disk import Disk, DiskError, Lock, for_shell, unusable
 from .log import Log
 from .recovery import CLEAN_NAME
 from .segments import LineError, Segments, parse
@@ -164,7 +163,7 @@ def log_lacking(path: Path, disk: Disk) -> SplError | None:
     if segments.firsts:
         if not epochs or known in epochs:
             return None
-        note = shlex.quote(str(path / SECRETS / EPOCH))
+        note = for_shell(path / SECRETS / EPOCH)
         return SplError(
             "store-missing",
             f"the log in {path / STORE} is that of another home",

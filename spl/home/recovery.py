@@ -15,7 +15,6 @@ give the seqs of a shortened log again, which makes the loss unknown at the next
 
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from ..core.limits import MIB
 from ..core.record import record
 from ..core.record.levels import NAMES
 from ..core.value import dataclass
-from .disk import TEMP_SUFFIX, Disk, File
+from .disk import TEMP_SUFFIX, Disk, File, for_shell
 from .index import Added, Index
 from .segments import LINE_BYTES_MIN, RUN_START, Line, LineError, Place, RunChain, Segments, entry_of
 from .tables.lists import by_namespace
@@ -378,7 +377,7 @@ def _is_cut(folder: Path, mark: dict[str, Any], segments: Segments, index: Index
     Raises StoreError "store-damaged" if it lost so many lines that the mark may be wrong, or the disk that of another.
     """
     if mark["segment"] > segments.firsts[-1] + _CUT_LINES_MAX:
-        clean = shlex.quote(str(folder / CLEAN_NAME))
+        clean = for_shell(folder / CLEAN_NAME)
         raise StoreError(
             "store-damaged",
             f"the log had {mark['seq']} lines at the last stop, and ends at line {index.covered}",

@@ -24,7 +24,10 @@ LABEL = re.compile(r"(?<!--label) (?:alice|bob)\b")
 """A label as the name of the pair."""
 FOLLOWS = (" -f", "spl monitor")
 """Parts of command lines that run until they are stopped."""
-ELSEWHERE = (" serve", "federation soak", "spl top", "spl init", "spl aitl", "127.0.0.1:9200", "192.168.")
+ELSEWHERE = (
+    " serve", "federation soak", "spl top", "spl init", "spl aitl", "127.0.0.1:9200", "192.168.", "bob.identity",
+    "restore bob.jsonl",
+)  # fmt: skip
 """Parts of command lines that start daemons, need a terminal, or have a test of their own; a soak runs for minutes."""
 FINDS = {"debug thread-diff": 3, "doctor": 3, "federation verify": 3, "config test-permission": 4}
 """Commands that have an exit code of their own when they find something."""
