@@ -11,7 +11,8 @@ Our own saved position, a line in the log at most every SAVE_S, is only used whe
 
 A record that comes alone goes out at once.  Those that come within COLLECT_S after it go together, because each put
 wakes the pool, the server and us again, and all of that competes with the emits for the processor: with a put for each
-of 800 emits a second their p99 grew by a third, and a record cost the hub four times as much.
+of 800 emits a second their p50 grew from 0.8 to 1.2 ms, and with collecting it stays; the p99 of a client that takes a
+whole core still grows, by up to half.
 """
 
 import asyncio
