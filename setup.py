@@ -18,7 +18,7 @@ EPOCH = int(os.environ.get("SOURCE_DATE_EPOCH", "315532800"))  # 1980, as tools/
 class ReproducibleSdist(sdist):
     """A source archive that depends on the names and contents of files alone."""
 
-    def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):  # type: ignore[no-untyped-def]  # noqa: A002
+    def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):  # type: ignore[no-untyped-def]
         """Write BASE_NAME.tar.gz and return its name."""
         path = f"{base_name}.tar.gz"
         with (

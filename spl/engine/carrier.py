@@ -16,9 +16,11 @@ The place of a namespace is saved in the write that holds its records, and the e
 repeats records, which are known, and passes over none.  One ack counts for all before it, as all before it is stored.
 
 What the engine does not carry (projections, namespaces beyond NAMESPACES_MAX or that the sink does not have) is pulled
-when the peer's own count shows that it is missing.  A forged message can at worst delay records: its word on what
-comes before it may be false, and then the peer counts more up to there than is held, or the comparison of both sides
-finds what is missing.  What is too large for the engine is only named there: that is a gap as well.
+when the peer's own count shows that it is missing; if that brought records of what the engine should carry, and it
+carried none meanwhile, the finding engine-gap says so until it carries one.  A forged message can at worst delay
+records: its word on what comes before it may be false, and then the peer counts more up to there than is held, or the
+comparison of both sides finds what is missing.  What is too large for the engine is only named there: that is a gap as
+well.
 """
 
 import asyncio
@@ -37,6 +39,7 @@ from ..core.record import page
 from ..core.record.page import Page, PageError
 from ..core.record.record import is_id
 from ..core.value import dataclass, field, replace
+from ..home.tables.lists import received
 from ..home.writes import SavedPosition
 from ..net.dialer import Dialer
 from ..sync.ingest import Ingest
@@ -91,6 +94,8 @@ class CarrierState:
     fault: SplError | None = None
     failing_since_s: float | None = None
     gap_since_s: float | None = None
+    passed_by_since_s: float | None = None
+    """Since when the peer has records for us that the engine does not carry, if it carries none."""
     attempt: int = 0
     far: str = ""
 
@@ -292,6 +297,7 @@ class CarrierRun:
         ]
         taken = await ingest.keep(pair, judged, moves=False, beside=places)
         state.received, state.fresh = state.received + found.count, state.fresh + taken.fresh
+        state.passed_by_since_s = None
         state.confirmed_ms = self.parts.now_ms()
         self._tell()
         if ingest.refused.owes(self.pair_id, ingest.inbound(pair)):
@@ -327,7 +333,7 @@ class CarrierRun:
             if not (self._news.is_set() or behind):
                 continue
             self._news.clear()
-            broken = dict(self._broken)
+            broken, carried, held = dict(self._broken), self.state.received, self._held()
             try:
                 await parts.sync.pull(self.pair_id)
             except SplError as exc:
@@ -338,8 +344,19 @@ class CarrierRun:
                 self._healing.reset()
                 self._broken = {ns: gap for ns, gap in self._broken.items() if broken.get(ns) != gap}
                 self.state.gap_since_s = self.state.gap_since_s if self._broken else None
+                if behind and carried == self.state.received and held < self._held():
+                    self.state.passed_by_since_s = self.state.passed_by_since_s or asyncio.get_running_loop().time()
                 self._tell()
                 await asyncio.sleep(HEAL_BASE_S)
+
+    def _held(self) -> int:
+        """Return how many records came over the pair of the namespaces that are read here, whichever way they came."""
+        inbound, index = (
+            self.parts.ingest.inbound(self.parts.ingest.pair(self.pair_id)),
+            self.parts.ingest.writer.store.index,
+        )
+        ours = {inbound[ns].ns for ns in self._places if ns in inbound}
+        return sum(index.tally(received(ns, self.pair_id)) for ns in ours)
 
     # -- where it was
 

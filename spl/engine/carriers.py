@@ -46,6 +46,11 @@ _STEPS: Final = {
     "sink-auth": "correct the file of --creds, or permit its user at the server what `spl sink acl` prints at the peer",
     "sink-refused": "spl federation set-carrier PAIR_ID none; then the pair is read from the peer itself",
 }
+_PASSED_BY: Final = "New records of the pair do not come by the engine; they are fetched from the peer, and come late."
+_PASSED_BY_STEP: Final = (
+    "on the peer: spl sink list; the sink may be paused, removed or without the namespace; "
+    "or here, to read from the peer itself: spl federation set-carrier PAIR_ID none"
+)
 
 
 class CarrierService:
@@ -236,6 +241,9 @@ class CarrierService:
         if state.gap_since_s is not None:
             hint = CODES[GAP].fix.replace("PAIR_ID", pair_id)
             found.append(SinkFault(pair_id, GAP, CODES[GAP].meaning, hint, now_s - state.gap_since_s))
+        elif state.passed_by_since_s is not None:
+            hint = _PASSED_BY_STEP.replace("PAIR_ID", pair_id)
+            found.append(SinkFault(pair_id, GAP, _PASSED_BY, hint, now_s - state.passed_by_since_s))
         return found
 
 

@@ -80,13 +80,13 @@ class LogReader:
             self._sinks[name] = body, sink
         return sink
 
-    def batch(self, sink: Sink, after: int) -> RecordBatch:
+    def batch(self, sink: Sink, after: int, limit: int = BATCH_RECORDS) -> RecordBatch:
         """Return the next records after a line; none at the end, and none of a sink that is not this one any more."""
         last_seq = self._source.last_seq()
         if self.sink(sink.name) != sink:
             return RecordBatch((), after)
         index, registry = self.writer.store.index, self.writer.views.namespaces
-        rows = index.after_any([by_namespace(each) for each in sink.namespaces], after, BATCH_RECORDS)
+        rows = index.after_any([by_namespace(each) for each in sink.namespaces], after, limit)
         fitting, blocked = list[Row](), ""
         for row in within([row for row in rows if row.seq <= last_seq], BATCH_BYTES):
             if not namespace.is_usable(registry, row.ns):

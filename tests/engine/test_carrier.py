@@ -301,3 +301,26 @@ async def test_records_that_the_engine_hides_are_pulled_once_the_peer_counts_the
         await spoke.sync.puller.ask_life(spoke.home.views.pairs[pair_id], {})
         await equal(hub, spoke)
         await closed(service, spoke, pair_id)
+
+
+async def test_a_sink_that_gives_nothing_is_a_finding_until_it_gives_again(
+    tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.05)
+    monkeypatch.setattr(carriers, "LOOK_EVERY_S", 0.05)
+    async with two(tmp_path, server) as (hub, spoke, pair_id, sinks), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        pair = spoke.home.views.pairs[pair_id]
+        await sinks.act("fan", "pause")
+        hub.emit("by the peer")
+        view = await spoke.sync.puller.ask_life(pair, {})
+        assert not service.faults(), "one that comes late is no fault"
+        spoke.sync.puller.ingest.reaches.answered(pair_id, view)
+        await equal(hub, spoke)
+        (fault,) = await until(service.faults)
+        assert (fault.name, fault.code) == (pair_id, "engine-gap")
+        assert "on the peer: spl sink list" in fault.hint
+        await sinks.act("fan", "resume")
+        hub.emit("by the engine")
+        await equal(hub, spoke)
+        await until(lambda: not service.faults())

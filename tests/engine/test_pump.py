@@ -11,7 +11,7 @@ import pytest
 from spl.core.consent import KIND_SINK, THREAD
 from spl.engine import pump
 from spl.engine.protocol import EngineError
-from spl.engine.pump import Pump, SinkState
+from spl.engine.pump import BUSY_RECORDS, Pump, SinkState
 from spl.engine.reader import BATCH_RECORDS, LogReader, StoredRecord
 from spl.engine.sinks import Sink
 from spl.home.writes import Own
@@ -144,3 +144,25 @@ async def test_a_far_side_that_ends_the_session_is_opened_again(
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+async def test_a_backlog_goes_in_small_lots_while_others_write(
+    node: Node, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lots = list[int]()
+
+    async def put(self: Far, records: Sequence[StoredRecord]) -> None:
+        if not lots:
+            node.emit("beside")
+        lots.append(len(records))
+        self.records += records
+
+    monkeypatch.setattr(Far, "put", put)
+    monkeypatch.setattr(pump, "BUSY_S", 3600.0)
+    node.write(Own(THREAD, KIND_SINK, FAN.body()))
+    for number in range(BATCH_RECORDS + 2 * BUSY_RECORDS - 1):
+        node.emit(str(number))
+    task = asyncio.create_task(made(node, Far(), pool).run())
+    await until(lambda: sum(lots) == BATCH_RECORDS + 2 * BUSY_RECORDS)
+    assert lots == [BATCH_RECORDS, BUSY_RECORDS, BUSY_RECORDS]
+    task.cancel()
