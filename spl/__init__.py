@@ -2,7 +2,7 @@
 
 The map.  A folder is an import permission: each may import what stands left of it, never what stands right.
 
-    core  net | home | program  sync  engine  pairing  doctor  ui  api | client  process | systemd  daemon  cli
+    core  net | home  sync  host  engine  pairing  doctor  ui  api | client  daemon  cli
 
     core/  values and rules: no I/O, clock, randomness, environment, logging or shared mutable state
         errors limits version when event  the codes; the bounds; the version; times as text; a log line as a value
@@ -34,7 +34,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         phases                            where a connection stands, and its deadline
         handshakes                        how many TLS handshakes are under way at once
         address sockets dialer            who may be dialled; opening and closing; the addresses of a name raced
-        client probe                      the client; the way to a peer
+        client client_socket probe        the client; one connection of it; the way to a peer
     home/  what lives under the home folder: files and threads
         disk config logs home             the file system; settings; log lines; opening and `init`
         vault nonces                      keys and secrets; the nonces that peers used
@@ -45,7 +45,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         thread_state projections          what threads fold to; what peers show below full level
         snapshot restore check            threads out, and what may come in; bringing it in; is the log sound
     home/tables/  what the index is made of
-        rows lists sstable compaction     a row and the way to its payload; names; one table; how tables become fewer
+        rows lists adding                 a row and the way to its payload; names; what a line adds
+        sstable compaction                one table; how tables become fewer
     ui/  what browsers get: style and script, and markup from facts; loaded at the first request for it
         markup page soak                  text as HTML, in one place; the page, and the report of a soak, from facts
     sync/  replication, both sides
@@ -53,12 +54,16 @@ The map.  A folder is an import permission: each may import what stands left of 
         changes stream pages notify       the feed; one stream; a page as it is sent; waking readers
         rollback                          peers that lost the end of their log
         peer reach                        the one way to speak to a peer; what this process learns of each
+        lags                              how long peers take until they hold what was written here
         schedule pull follow ingest       when to read; pages; a stream; the one door for what peers send
         ledger budget                     what was refused; how many bytes a peer may bring in within a day
-        push reconcile holdings           for a peer that cannot dial us; proof of equality; the sets compared
-        fingerprints                      answering a peer that compares
-        anti_entropy                      comparing each pair in the background, and fetching what is missing
-        supervise                         one task per pair while it is wanted
+        push supervise compare            for a peer that cannot dial us; one task per pair; a folder, see below
+    sync/compare/  whether two sides hold the same
+        holdings fingerprints             the sets compared; answering a peer that compares
+        reconcile anti_entropy            proof of equality, and what is missing fetched; each pair in the background
+    host/  the process and who started it
+        process program                   signals, open files, memory; what a running daemon imports late
+        systemd listeners                 the service manager; where the daemon listens
     engine/  records into a stream engine or a program, and from one: loaded only where it is used, but for `engines`
         subjects credentials sinks        names there; a user's key; a sink as a value
         protocol nats jetstream           the server's protocol; a connection; what is asked of it
@@ -68,7 +73,8 @@ The map.  A folder is an import permission: each may import what stands left of 
         carrier carriers received         one pair's records from an engine; all; how far a reader has come
     pairing/  a pair from hello to revoke
         service machine                   both roles; decide, append, fold, effects
-        initiator responder exchange      the asking side; the answering side; one message and its answer
+        initiator handshake_loop          the asking side: what is said; sending it until it is a pair or over
+        responder exchange                the answering side; one message and its answer
         budgets stepper newer             what is looked at from where; one thread for the steps; manifests that wait
         names                             which pair a name means; those of live pairs, in a file for shells
         statements                        what a peer's signed statements change, and how often
@@ -104,8 +110,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         contexts                          daemons elsewhere, by name; all of them at once
         demo soak soak_plan soak_driver soak_daemons temporary
 
-`daemon.py` builds everything in this order; `process.py` is about its process, `systemd.py` about who started it,
-`program.py` imports what a running daemon needs seldom.
+`daemon.py` builds everything in this order; `manual/` and `share/` hold texts alone.
 
 The way of a record from `POST /v1/records` to the peer's disk, and the files it passes:
 

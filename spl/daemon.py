@@ -12,9 +12,6 @@ again.  Three faults must not turn a daemon into one that neither serves nor end
   and the process ends under what still runs once the log is closed.  What may write is waited for: the writer.
 - A stop that does not come to its end is cut by a thread that waits for nothing else, `Watchdog`.  The log takes that
   as it takes a power cut: what was acknowledged is synced, and the next start drops what was not.
-
-Strangers, peers, the operator and the store share the file descriptors.  The soft limit is raised to the hard
-one, and what the listeners may take of it leaves DESCRIPTORS_KEPT for the store, the operator and our own connections.
 """
 
 import asyncio
@@ -23,8 +20,6 @@ import importlib.util
 import logging
 import os
 import signal
-import socket
-import ssl
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +28,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol
 
-from . import program
 from .api.app import RESOURCES, Api
 from .api.auth import Auth
 from .api.searches import Searches
@@ -41,27 +35,20 @@ from .api.services import ServiceFaults, Services
 from .core.backoff import Backoff
 from .core.errors import SplError
 from .core.event import event
-from .core.limits import Limits
-from .core.value import dataclass, replace
+from .core.value import Json, dataclass
 from .core.version import SOCKET, VERSION
 from .doctor.health import HealthSampler
 from .doctor.mend import StoreMender
 from .engine.engines import Engines
 from .home import logs
-from .home.config import Config, Settings, check_open, is_loopback
+from .home.config import Settings, check_open
 from .home.disk import Disk
 from .home.home import MACHINE, Home, Machine, keys_lacking, now_ms, open_home, read_config
 from .home.manifest import ManifestSigner
 from .home.policy import Policy
 from .home.thread_state import ThreadStates
-from .net.address import Proxies
-from .net.client import HttpClient
-from .net.server import Server
-from .net.sockets import Listener, ServerTls, Verifying, bind_tcp, bind_unix, client_trust, lean_tls, server_tls
-from .pairing.machine import Pairs
-from .pairing.names import PairNames
-from .pairing.service import Pairing
-from .process import (
+from .host import listeners, program
+from .host.process import (
     CUT_GRACE_S,
     StoppedError,
     Watchdog,
@@ -70,36 +57,34 @@ from .process import (
     settle,
     share_memory,
 )
-from .program import Lazy
-from .sync.anti_entropy import AntiEntropy
+from .host.program import Lazy
+from .host.systemd import ManagedService, Manager
+from .net.address import Proxies
+from .net.client import HttpClient
+from .net.server import Server
+from .net.sockets import Listener, ServerTls, Verifying, bind_unix, client_trust, lean_tls
+from .pairing.machine import Pairs
+from .pairing.names import PairNames
+from .pairing.service import Pairing
 from .sync.changes import Feed
+from .sync.compare.anti_entropy import AntiEntropy
 from .sync.ingest import Ingest
 from .sync.peer import PeerClient
 from .sync.push import Push
 from .sync.reach import Reaches
 from .sync.schedule import Sync
 from .sync.supervise import BACKOFF_BASE_S, guard
-from .systemd import ManagedService, Manager
 
 if TYPE_CHECKING:
     from .doctor.examine import Doctor
     from .home.restore import Restorer
-    from .sync.fingerprints import Fingerprints
-    from .sync.reconcile import Reconcile
+    from .sync.compare.fingerprints import Fingerprints
+    from .sync.compare.reconcile import Reconcile
 
 log = logging.getLogger("spl.daemon")
 
-DESCRIPTORS_MIN: Final = 40
-DESCRIPTORS_KEPT: Final = 256
-LOCAL_CONNECTIONS_MIN: Final = 16
-STOPPING_SHARE: Final = 0.7
-"""Of `shutdown_s`: the time that open connections have to end; the rest is for the services and the last commit."""
 RESTART_MAX_S: Final = 60.0
 SETTLED_S: Final = 1.0
-
-
-class DaemonError(SplError):
-    """The daemon cannot start as configured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +99,7 @@ class ServeOptions:
     insecure_localhost: bool = False
     log_format: str | None = None
 
-    def flags(self) -> dict[str, object]:
+    def flags(self) -> Json:
         """Return the flags by configuration key; None for one that was not given."""
         return {
             "host": self.host, "port": self.port, "public_url": self.public_url, "log.format": self.log_format,
@@ -142,15 +127,13 @@ def run(options: ServeOptions) -> int:
 
 def _run(options: ServeOptions, watchdog: Watchdog) -> int:
     descriptors = raise_descriptors()
-    if descriptors < DESCRIPTORS_MIN:
-        text = f"this process may open {descriptors} files, and a daemon needs {DESCRIPTORS_MIN} at least"
-        raise DaemonError("listen-failed", text, hint="ulimit -n 1024; if that is refused, raise the hard limit first")
+    listeners.check_descriptors(descriptors)
     share_memory()
     collect_seldom()
     manager = Manager(os.environ, os.getpid())
     disk = Disk()
     disk.own(options.home)
-    config = handed_over(read_config(options.home, disk, options.flags()), manager)
+    config = listeners.handed_over(read_config(options.home, disk, options.flags()), manager)
     check_open(config, insecure=options.insecure_localhost)
     watchdog.limit_s = config.limits.shutdown_s + CUT_GRACE_S
     logs.setup(options.home / "logs", config.log_format, config.log_level)
@@ -176,37 +159,6 @@ def _run(options: ServeOptions, watchdog: Watchdog) -> int:
             return runner.run(_Daemon(home, options, watchdog, manager, descriptors).serve())
     finally:
         home.close()
-
-
-def handed_over(config: Config, manager: Manager) -> Config:
-    """Return the configuration with the addresses of the sockets that a service manager handed over.
-
-    Clients that those let in are judged like those whom `host` and `tls.listen` let in: of several the widest counts.
-    """
-    for sockets, is_tls in ((manager.plain, False), (manager.secure, True)):
-        bound = [sock.getsockname()[:2] for sock in sockets]
-        for host, port in sorted(bound, key=lambda address: is_loopback(address[0]))[:1]:
-            if not is_tls:
-                config = replace(config, host=host, port=port)
-            elif config.tls_listen:
-                config = replace(config, tls_listen=f"[{host}]:{port}")
-            else:
-                raise DaemonError("config-invalid", "a socket named tls was handed over, and tls.listen is not set")
-    return config
-
-
-def listener_limits(limits: Limits, descriptors: int) -> tuple[Limits, Limits]:
-    """Return the limits of the TCP listeners and of the home's own socket, so that neither takes the other's.
-
-    On the socket there are no strangers, so its one source may hold all of its connections.
-    """
-    limits = replace(limits, shutdown_s=limits.shutdown_s * STOPPING_SHARE)
-    tcp = min(limits.connections_count, max(descriptors - DESCRIPTORS_KEPT, descriptors // 4))
-    local = min(limits.connections_count, max(LOCAL_CONNECTIONS_MIN, descriptors // 16))
-    return (
-        replace(limits, connections_count=tcp),
-        replace(limits, connections_count=local, connections_per_source=local),
-    )
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -246,7 +198,7 @@ class _Daemon:
         self.options = options
         self.watchdog = watchdog
         self.manager = manager
-        self.limits = listener_limits(home.config.limits, descriptors)
+        self.limits = listeners.limits_of(home.config.limits, descriptors)
         self.failed = False
         self.written = asyncio.Event()
 
@@ -255,12 +207,12 @@ class _Daemon:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(_Workers(thread_name_prefix="spl-work"))
-        tls = _server_tls(self.config)
-        listeners, url = _listeners(self.config, tls, self.manager)
+        tls = listeners.server_tls_of(self.config)
+        bound, url = listeners.bound(self.config, tls, self.manager)
         paths = self._socket_paths()
         local = [Listener(bind_unix(path), local=True) for path in paths]
         writer = threading.Thread(target=self._write, args=(loop,), name="spl-writer")
-        verifying = client_trust(_ca_file(self.config))
+        verifying = client_trust(listeners.ca_file_of(self.config))
         client, insecure = HttpClient(self.config.limits, tls=verifying), self.options.insecure_localhost
         services = services_of(self.home, client, verifying, url, self.settings, insecure=insecure)
         self.watchdog.on_stop(lambda: loop.call_soon_threadsafe(stop.set))
@@ -271,10 +223,10 @@ class _Daemon:
             async with asyncio.TaskGroup() as tasks:
                 tcp, own = self.limits
                 server = Server(Api(services, local=False), tcp, now_ms=now_ms, proxies=self.proxies)
-                tasks.create_task(server.serve(listeners, stop))
+                tasks.create_task(server.serve(bound, stop))
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
                 start(services, tasks, stop, self._more(services))
-                self._announce(listeners[0].sock.getsockname()[1], url)
+                self._announce(bound[0].sock.getsockname()[1], url)
                 loop.call_later(SETTLED_S, settle, loop)
                 await stop.wait()
                 self.manager.stopping()
@@ -293,12 +245,11 @@ class _Daemon:
 
     def _more(self, services: Services) -> dict[str, _Service]:
         """Return the services that only a daemon of its own process has."""
-        home, store = self.home, self.home.store
-        names = PairNames(home.writer, services.feed.notifier, home.path, home.disk, self.manager.status)
+        home = self.home
+        names = PairNames(home.writer, services.feed.notifier, home.path, home.disk)
         if not self.manager.is_there:
             return {"names": names}
-        ready = ManagedService(self.manager, home.writer, lambda: not (store.readonly or store.full))
-        return {"names": names, "manager": ready}
+        return {"names": names, "manager": ManagedService(self.manager, home.writer, services.feed.notifier)}
 
     def _write(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run the writer; the task boundary of its thread."""
@@ -316,7 +267,7 @@ class _Daemon:
         self.manager.reloading()
         try:
             self._read_again()
-            _reload_tls(self.settings.now, tls)
+            listeners.reload_tls(self.settings.now, tls)
         finally:
             self.manager.ready(self.settings.fault)
 
@@ -350,45 +301,6 @@ class _Daemon:
             log.warning(**event("identity.missing", msg=text))
 
 
-def _listeners(config: Config, tls: ServerTls | None, manager: Manager) -> tuple[list[Listener], str]:
-    """Bind the addresses, unless sockets were handed over; return them with the URL that peers use."""
-    plain = [Listener(sock) for sock in manager.plain or bind_tcp(config.host, config.port)]
-    port = plain[0].sock.getsockname()[1]
-    url = f"http://{_bracketed(config.host)}:{port}"
-    if tls is not None:
-        host, _, text = config.tls_listen.rpartition(":")
-        secure = [
-            Listener(sock, tls=tls.context) for sock in manager.secure or bind_tcp(host.strip("[]"), _port_of(text))
-        ]
-        plain += secure
-        url = f"https://{_bracketed(host.strip('[]'))}:{secure[0].sock.getsockname()[1]}"
-    return plain, config.public_url or url
-
-
-def _port_of(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise DaemonError("config-invalid", "tls.listen is host:port")
-    return int(text)
-
-
-def _bracketed(host: str) -> str:
-    if host in ("", "0.0.0.0", "::"):  # noqa: S104 - this asks, it does not bind
-        host = socket.gethostname()
-    return f"[{host}]" if ":" in host else host
-
-
-def _server_tls(config: Config) -> ServerTls | None:
-    if not config.tls_listen:
-        return None
-    if not config.tls_certificate or not config.tls_key:
-        raise DaemonError("config-invalid", "tls.listen needs tls.certificate and tls.key")
-    return server_tls(Path(config.tls_certificate), Path(config.tls_key))
-
-
-def _ca_file(config: Config) -> Path | None:
-    return Path(config.tls_ca_file) if config.tls_ca_file else None
-
-
 def start(
     services: Services, tasks: asyncio.TaskGroup, stop: asyncio.Event,
     more: Mapping[str, _Service] = MappingProxyType({}),
@@ -403,17 +315,6 @@ def start(
         backoff = Backoff(services.random_bytes, BACKOFF_BASE_S, RESTART_MAX_S)
         guarded = guard(name, partial(service.run, stop), services.faults, backoff, stop)
         tasks.create_task(guarded, name=f"service {name}")
-
-
-def _reload_tls(config: Config, tls: ServerTls | None) -> None:
-    """Swap in the certificate on disk; a bad one is logged and the old one serves on."""
-    if tls is None:
-        return
-    try:
-        tls.replace(Path(config.tls_certificate), Path(config.tls_key))
-        log.info(**event("tls.reloaded", certificate=config.tls_certificate))
-    except (SplError, OSError, ssl.SSLError) as exc:
-        log.error(**event("tls.reload_failed", error=str(exc)[:200]))
 
 
 def services_of(
@@ -444,7 +345,7 @@ def services_of(
     pairs = Pairs(home, published, ingest.budget, **clocks, random_bytes=random_bytes)
     pairing = Pairing(pairs, settings, peers, policy, sync, anti_entropy)
     reaches.watch(pairing)
-    health = HealthSampler(home.writer, sync, feed, limits, steady_s=machine.steady_s, tasks=_task_names)
+    health = HealthSampler(home.writer, sync, feed, limits, steady_s=machine.steady_s)
     started_ms = now_ms()
     return Services(
         now_ms=now_ms, random_bytes=random_bytes, started_ms=started_ms, url=url,
@@ -453,23 +354,23 @@ def services_of(
         make_restorer=partial(_restorer, home, now_ms),
         ingest=ingest, feed=feed, sync=sync, push=push, late_reconcile=reconcile, late_fingerprints=fingerprints,
         anti_entropy=anti_entropy,
-        engines=Engines(feed, sync, home.vault, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
+        engines=Engines(feed, sync, home.disk, tls, now_ms=now_ms, random_bytes=random_bytes),
         pairing=pairing, health=health,
         make_doctor=partial(_doctor, home, settings, client, tls, pairing, sync, feed, health, now_ms, started_ms),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
-        auth=Auth(home.writer, home.vault, settings, limits, now_ms, insecure=insecure, on_refused=reaches.arrived),
+        auth=Auth(home.writer, home.vault, settings, reaches, limits, now_ms, insecure=insecure),
         searches=Searches(),
         faults=ServiceFaults(now_ms),
     )  # fmt: skip
 
 
 def _fingerprints(*parts: object) -> "Fingerprints":
-    made: Fingerprints = program.load("sync.fingerprints").Fingerprints(*parts)
+    made: Fingerprints = program.load("sync.compare.fingerprints").Fingerprints(*parts)
     return made
 
 
 def _reconcile(*parts: object, **more: object) -> "Reconcile":
-    made: Reconcile = program.load("sync.reconcile").Reconcile(*parts, **more)
+    made: Reconcile = program.load("sync.compare.reconcile").Reconcile(*parts, **more)
     return made
 
 
@@ -492,8 +393,3 @@ def _doctor(
     )
     doctor.started_ms = started_ms
     return doctor
-
-
-def _task_names() -> list[str]:
-    """Return the names of the tasks that run; those of a pair end with its id."""
-    return [task.get_name() for task in asyncio.all_tasks()]

@@ -3,7 +3,7 @@
 
     python tools/layers.py [FOLDER]
 
-    core  net | home | program  sync  engine  pairing  doctor  ui  api | client  process | systemd  daemon  cli
+    core  net | home  sync  host  engine  pairing  doctor  ui  api | client  daemon  cli
 
 A module imports only what stands left of its own place in that line, and `net` and `home` never import each other.
 Inside a place there is no import circle.  Imports from elsewhere are the standard library, nacl and uvloop.
@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = "spl"
-ORDER: Final = (
-    "core  net | home | program  sync  engine  pairing  doctor  ui  api | client  process | systemd  daemon  cli"
-)
+ORDER: Final = "core  net | home  sync  host  engine  pairing  doctor  ui  api | client  daemon  cli"
 """The one list of places, bottom up; `|` joins two that stand on the same floor."""
 
 FLOORS: Final = {

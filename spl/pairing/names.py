@@ -4,7 +4,7 @@ From the file a shell completes them without asking anybody.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
@@ -27,11 +27,8 @@ _Found = TypeVar("_Found")
 class PairNames:
     """Keeps the file in step with the pairs."""
 
-    def __init__(
-        self, writer: Writer, notifier: Notifier, home: Path, disk: Disk, tell: Callable[[Mapping[str, Pair]], object]
-    ) -> None:
-        """`tell` is called with the pairs at first and after each change."""
-        self._writer, self._notifier, self._disk, self._tell = writer, notifier, disk, tell
+    def __init__(self, writer: Writer, notifier: Notifier, home: Path, disk: Disk) -> None:
+        self._writer, self._notifier, self._disk = writer, notifier, disk
         self._path = home / PAIR_NAMES
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -40,9 +37,7 @@ class PairNames:
         with self._notifier.listening([by_thread(THREAD_PAIRS)]) as news:
             while not (stop.is_set() or self._notifier.stopping):
                 news.clear()
-                pairs = self._writer.views.pairs
-                self._tell(pairs)
-                names = names_of(pairs)
+                names = names_of(self._writer.views.pairs)
                 if names != written:
                     with suppress(OSError):  # a full disk has its own finding, and a shell can do without
                         await asyncio.to_thread(self._write, names)

@@ -15,14 +15,12 @@ async def test_the_file_follows_the_pairs(tmp_path: Path) -> None:
         notifier, stop = Notifier(a.home.writer), asyncio.Event()
         path = a.home.path / PAIR_NAMES
         a.home.disk.mkdir(path.parent)
-        told: list[object] = []
-        work = asyncio.create_task(PairNames(a.home.writer, notifier, a.home.path, a.home.disk, told.append).run(stop))
+        work = asyncio.create_task(PairNames(a.home.writer, notifier, a.home.path, a.home.disk).run(stop))
         await until(path.exists)
         label = b.did.split(":")[-1].rpartition("-")[0]
         await until(lambda: path.read_text() == f"{label}\n{pair_id}\n")
         await a.pairing.revoke(pair_id, reason="over")
         await until(lambda: path.read_text() == "")
-        await until(lambda: told[-1] is a.home.views.pairs)
         assert names_of(a.home.views.pairs) == []
         stop.set()
         notifier.stop()

@@ -34,10 +34,10 @@ from spl.home.config import Config, Settings
 from spl.home.disk import Disk
 from spl.home.home import init_home, now_ms, open_home
 from spl.home.writes import Commit
+from spl.host.process import collect_seldom, settle, share_memory
 from spl.net.client import HttpClient
 from spl.net.server import Server
 from spl.net.sockets import Listener, bind_tcp, client_trust
-from spl.process import collect_seldom, settle, share_memory
 
 LOOK_S: Final = 0.05
 EMITTED: Final = re.compile(rb'"t":([0-9.]+)')

@@ -14,7 +14,8 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.home.writer import Writer
-from spl.systemd import ManagedService, Manager
+from spl.host.systemd import ManagedService, Manager
+from spl.sync.notify import Notifier
 from tests.e2e.conftest import make  # noqa: F401 (fixture)
 from tests.e2e.harness import ROOT, Instance, free_port
 
@@ -108,7 +109,7 @@ class Stuck:
 
 def test_a_writer_that_hangs_gives_no_sign_of_life() -> None:
     writer = Stuck()
-    service = ManagedService(Manager({}, 1), cast(Writer, writer), lambda: True)
+    service = ManagedService(Manager({}, 1), cast(Writer, writer), cast(Notifier, None))
     assert service._moves(), "asked for the first time"
     assert [service._moves(), service._moves(), len(writer.asked)] == [False, False, 1]
     writer.last_seq = 5
@@ -172,7 +173,7 @@ def test_the_environment_of_another_process_is_not_ours() -> None:
 
 def test_what_is_no_listening_socket_is_refused(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from spl.systemd import Manager; fd = os.open('/dev/null', os.O_RDONLY); os.dup2(fd, 3);"
+        "import os, sys; from spl.host.systemd import Manager; fd = os.open('/dev/null', os.O_RDONLY); os.dup2(fd, 3);"
         "Manager({'LISTEN_FDS': '1', 'LISTEN_PID': str(os.getpid())}, os.getpid())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -9,16 +9,19 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Final
 
-from .core.errors import SplError, count
-from .core.event import event
-from .core.pair.pair import Pair, Phase
-from .home.writer import Writer
-from .sync.supervise import wait
+from ..core.errors import SplError, count
+from ..core.event import event
+from ..core.pair.diff import THREAD_PAIRS
+from ..core.pair.pair import Pair, Phase
+from ..home.tables.lists import by_thread
+from ..home.writer import Writer
+from ..sync.notify import Notifier
+from ..sync.supervise import wait
 
 log = logging.getLogger("spl.daemon")
 
@@ -52,7 +55,8 @@ class Manager:
             (self.secure if is_tls else self.plain).append(_listening(fd))
         self.folders = env.get("RUNTIME_DIRECTORY", "").split(":")[:1] if env.get("RUNTIME_DIRECTORY") else []
         self._status = ""
-        self._is_ready = False
+        self.is_ready = False
+        """Whether it was told that the daemon serves."""
 
     @property
     def is_there(self) -> bool:
@@ -60,14 +64,14 @@ class Manager:
         return bool(self._address)
 
     def status(self, pairs: Mapping[str, Pair]) -> None:
-        """Tell how many pairs there are, by state."""
-        self._status = status_of(pairs)
-        if self._is_ready:
+        """Tell how many pairs there are, by state, if that changed."""
+        before, self._status = self._status, status_of(pairs)
+        if self.is_ready and before != self._status:
             self._tell(STATUS=self._status)
 
     def ready(self, trouble: str = "") -> None:
         """Tell that the daemon serves; `trouble` is what the last reload found wrong."""
-        self._is_ready = True
+        self.is_ready = True
         self._tell(READY="1", STATUS=trouble or self._status)
 
     def reloading(self) -> None:
@@ -109,29 +113,29 @@ def _listening(fd: int) -> socket.socket:
 
 
 class ManagedService:
-    """Tells the manager when the daemon is ready, and that it lives.
+    """Tells the manager how the pairs are, when the daemon is ready, and that it lives.
 
     A sign of life is given while the loop turns, for this runs on it, and the writer's thread does: it has answered
     the last empty submission, or written something since.  A disk that hangs thus ends in a restart.
     """
 
-    def __init__(self, manager: Manager, writer: Writer, is_ready: Callable[[], bool]) -> None:
-        self._manager, self._writer, self._is_ready = manager, writer, is_ready
+    def __init__(self, manager: Manager, writer: Writer, notifier: Notifier) -> None:
+        self._manager, self._writer, self._notifier = manager, writer, notifier
         self._asked: Future[list[object]] | None = None
         self._seq = -1
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Tell until `stop`."""
-        while not stop.is_set() and not self._is_ready():
-            await wait(stop, READY_LOOK_S)
-        if not stop.is_set():
-            self._manager.ready()
-        every_s = self._manager.watchdog_s / BEATS
-        while every_s and not stop.is_set():
-            if self._moves():
-                self._manager.beat()
-            await wait(stop, every_s)
-        await stop.wait()
+        """Tell until the notifier stops."""
+        every_s = self._manager.watchdog_s / BEATS or None
+        with self._notifier.listening([by_thread(THREAD_PAIRS)]) as news:
+            while not (stop.is_set() or self._notifier.stopping):
+                news.clear()
+                self._manager.status(self._writer.views.pairs)
+                if not self._manager.is_ready and not (self._writer.store.readonly or self._writer.store.full):
+                    self._manager.ready()
+                if every_s and self._manager.is_ready and self._moves():
+                    self._manager.beat()
+                await wait(news, every_s if self._manager.is_ready else READY_LOOK_S)
 
     def _moves(self) -> bool:
         seq, last = self._writer.store.last_seq, self._seq

@@ -15,8 +15,8 @@ from importlib import import_module
 from types import FrameType
 from typing import Any, Final
 
-from .core.event import event
-from .core.limits import KIB, Limits
+from ..core.event import event
+from ..core.limits import KIB, Limits
 
 log = logging.getLogger("spl.daemon")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final, Generic, TypeVar
 
-from .core.errors import SplError
+from ..core.errors import SplError
 
-PACKAGE: Final = str(__package__)
+PACKAGE: Final = str(__package__).partition(".")[0]
 _Part = TypeVar("_Part")
 
 

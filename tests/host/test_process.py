@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from spl import process
+from spl.host import process
 
 START = (
-    "import os, signal, threading; from spl.process import *;"
+    "import os, signal, threading; from spl.host.process import *;"
     "dog = Watchdog(); dog.start(); stop = threading.Event(); dog.on_stop(stop.set);"
 )
 

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import spl
-from spl import program
+from spl.host import program
 
 PROGRAM = """
 import sys
-from spl import program
+from spl.host import program
 assert program.load("core.query").__name__ == "spl.core.query"
 print("ready", flush=True)
 sys.stdin.readline()
