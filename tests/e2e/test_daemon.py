@@ -50,7 +50,8 @@ ASLEEP = frozenset({
     "spl.cli.client", "spl.cli.manual", "spl.client", "spl.core.record.snapshot",
     "spl.doctor.catalogue", "spl.doctor.examine", "spl.doctor.facts",
     "spl.core.record.fingerprint", "spl.engine.service", "spl.home.check", "spl.home.restore", "spl.home.snapshot",
-    "spl.net.probe", "spl.sync.fingerprints", "spl.sync.holdings", "spl.sync.reconcile",
+    "spl.net.probe", "spl.sync.compare.fingerprints", "spl.sync.compare.holdings",
+    "spl.sync.compare.reconcile",
 })  # fmt: skip
 """Modules that an idle daemon does without.  Together they would take 5 MiB."""
 

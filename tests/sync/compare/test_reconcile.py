@@ -20,7 +20,7 @@ from spl.core.record.fingerprint import HELD, OPPOSITE, Question, Search
 from spl.core.record.record import Envelope
 from spl.home.writes import Arrive, Emit, Own
 from spl.net.client import Reply
-from spl.sync import reconcile
+from spl.sync.compare import reconcile
 from spl.sync.peer import FINGERPRINTS, RECORDS
 from tests.nodes import Node, join, nodes
 from tests.store_kit import set_views

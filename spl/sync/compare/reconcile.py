@@ -18,22 +18,22 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 
-from ..core import consent, when
-from ..core.backoff import Backoff
-from ..core.errors import SplError
-from ..core.event import event
-from ..core.gate import Verdict
-from ..core.record import fingerprint
-from ..core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
-from ..core.record.levels import NAMES
-from ..core.value import dataclass, field, replace
-from ..home.tables.lists import by_namespace, refusals_of
+from ...core import consent, when
+from ...core.backoff import Backoff
+from ...core.errors import SplError
+from ...core.event import event
+from ...core.gate import Verdict
+from ...core.record import fingerprint
+from ...core.record.fingerprint import HELD, NAMES_MAX, OPPOSITE, SEEN, SHOWN, FingerprintAnswer, Question, Search
+from ...core.record.levels import NAMES
+from ...core.value import Json, dataclass, field, replace
+from ...home.tables.lists import by_namespace, refusals_of
+from ..ingest import Ingest
+from ..peer import FINGERPRINTS, INTO, WITHHELD, SyncError, is_too_much
+from ..push import Push
+from ..schedule import Sync
 from .fingerprints import PAY_WAIT_S, Fingerprints, ReconcileError
 from .holdings import Holdings
-from .ingest import Ingest
-from .peer import FINGERPRINTS, INTO, WITHHELD, SyncError, is_too_much
-from .push import Push
-from .schedule import Sync
 
 log = logging.getLogger("spl.federation")
 
@@ -73,7 +73,7 @@ class Comparison:
         """How many names there are to repair."""
         return len(self.missing) + len(self.lacking) + self.nameless
 
-    def by_namespace(self) -> list[dict[str, object]]:
+    def by_namespace(self) -> list[Json]:
         """Return the counts of each namespace."""
         missing, lacking = Counter(self.missing.values()), Counter(self.lacking.values())
         return [
@@ -113,7 +113,7 @@ class Verification:
     """The moment that the verdict is about, in Unix ms."""
     ms: int
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return the report for people and programs."""
         found, effort = self.found, self.effort
         missing = [

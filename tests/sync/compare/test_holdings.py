@@ -17,7 +17,7 @@ from spl.core.record.fingerprint import DEPTH, HELD, LISTED_MAX, OPPOSITE, SEEN,
 from spl.home.index import Row
 from spl.home.log import Log
 from spl.home.segments import PROJECTION, Entry
-from spl.sync.holdings import Holdings, PairTerms, SetScan
+from spl.sync.compare.holdings import Holdings, PairTerms, SetScan
 from spl.sync.scope import Scope
 from spl.sync.source import OutgoingForm
 from tests.store_kit import AT_MS, open_store, record

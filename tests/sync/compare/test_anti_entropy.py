@@ -14,9 +14,9 @@ from spl.core.consent import Grant
 from spl.core.limits import Limits
 from spl.core.record import namespace
 from spl.home.writes import Own, SavedPosition
-from spl.sync import anti_entropy
-from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.changes import whole
+from spl.sync.compare import anti_entropy
+from spl.sync.compare.anti_entropy import AntiEntropy
 from spl.sync.peer import FINGERPRINTS
 from spl.sync.source import Query
 from tests.nodes import Node, join, nodes

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final, ParamSpec, TypeVar
 
-from ..core.errors import SplError
-from ..core.record import fingerprint
-from ..core.record.fingerprint import FingerprintAnswer, Question
-from ..core.record.levels import NAMES
-from ..core.value import dataclass, field
-from ..home.writer import Writer
-from .changes import Feed
+from ...core.errors import SplError
+from ...core.record import fingerprint
+from ...core.record.fingerprint import FingerprintAnswer, Question
+from ...core.record.levels import NAMES
+from ...core.value import dataclass, field
+from ...home.writer import Writer
+from ..changes import Feed
 from .holdings import Holdings, PairTerms, terms_of
 
 KEPT_S: Final = 60.0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from spl.core.errors import SplError
-from spl.sync import holdings
+from spl.sync.compare import holdings
 from tests.nodes import Node, join, nodes
 from tests.waiting import until
 

@@ -20,9 +20,9 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, Final
 
-from ..core import consent
-from ..core.record import filter as filters
-from ..core.record.fingerprint import (
+from ...core import consent
+from ...core.record import filter as filters
+from ...core.record.fingerprint import (
     DEPTH,
     KEY_BYTES,
     LISTED_MAX,
@@ -34,14 +34,15 @@ from ..core.record.fingerprint import (
     RangeBuckets,
     RangePart,
 )
-from ..core.record.levels import EXACT, STRUCTURAL
-from ..core.value import dataclass, field
-from ..home.index import NO_START, Row
-from ..home.log import Log
-from ..home.segments import PROJECTION
-from ..home.tables.lists import LineFacts, projections_of
-from .scope import Scope
-from .source import OutgoingForm, Source
+from ...core.record.levels import EXACT, STRUCTURAL
+from ...core.value import dataclass, field
+from ...home.index import Row
+from ...home.log import Log
+from ...home.segments import PROJECTION
+from ...home.tables.lists import LineFacts, projections_of
+from ...home.tables.rows import NO_START
+from ..scope import Scope
+from ..source import OutgoingForm, Source
 
 OWN_LISTED_MAX: Final = 20_000
 """Our own names that are listed for a range in which the other side has few."""

@@ -21,20 +21,20 @@ from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from ..core import when
-from ..core.backoff import Backoff
-from ..core.errors import SplError
-from ..core.event import event
-from ..core.pair.modes import ON_DEMAND
-from ..core.presence import PEER_PUSHES
-from ..core.value import dataclass, field
-from ..home.writes import Commit, Hop
-from .ledger import AGAIN_MAX_S, AGAIN_S
-from .peer import COMPARE_NOTE, WITHHELD, SyncError
-from .reach import Reaches
-from .schedule import Sync
-from .scope import SHARING_THREADS
-from .supervise import Kick, Supervisor, drop_ended, wait
+from ...core import when
+from ...core.backoff import Backoff
+from ...core.errors import SplError
+from ...core.event import event
+from ...core.pair.modes import ON_DEMAND
+from ...core.presence import PEER_PUSHES
+from ...core.value import Json, dataclass, field
+from ...home.writes import Commit, Hop
+from ..ledger import AGAIN_MAX_S, AGAIN_S
+from ..peer import COMPARE_NOTE, WITHHELD, SyncError
+from ..reach import Reaches
+from ..schedule import Sync
+from ..scope import SHARING_THREADS
+from ..supervise import Kick, Supervisor, drop_ended, wait
 
 if TYPE_CHECKING:
     from .reconcile import Reconcile
@@ -58,7 +58,7 @@ class Compared:
     missing_here: int
     missing_there: int
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {at, missing_here_records, missing_there_records}."""
         return {
             "at": when.text_of(self.at_ms),
