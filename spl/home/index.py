@@ -14,63 +14,41 @@ by their first 8 bytes and checked against the log.  One writer adds; queries ru
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from struct import error as StructError
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 from zlib import crc32
 
 from ..core.record.record import is_id
 from .disk import Disk
-from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
+from .segments import PROJECTION, RUN_START, Entry, Line, LineError, Place, entry_of, parse
+from .tables.adding import Adder, clock_key, key_of
 from .tables.compaction import Compaction, IndexState, IndexStats, may_have, newest_of, rows_of, values_of
 from .tables.lists import (
-    THREADS,
-    THREADS_IN,
     LineFacts,
     all_of,
     by_thread_in,
     clock_name,
     facts_name,
-    is_offered,
     lists,
     projection_name,
-    tallies,
 )
-from .tables.rows import HOLE, MARK, ROW, PayloadReader
+from .tables.rows import HOLE, MARK, NO_START, ROW, PayloadReader
 from .tables.rows import Row as Row
-from .tables.sstable import KEY_BYTES, NEXT_PREFIX, Memory, load
+from .tables.sstable import KEY_BYTES, NEXT_PREFIX, load
 
-CLOCK_MAX: Final = 2**63 - 1
+CLOCK_MAX: Final = 2**63 - 1  # what a row holds
 MEMORY_ROWS: Final = 4096
-NO_START: Final = bytes(16)
 
-_CACHE_NAMES: Final = 8192
-_CACHE_KEYS: Final = 32_768
 _CACHE_FACTS: Final = 2048
-_CACHE_WAYS: Final = 8192
 _SAME_ID_PAGE: Final = 16
 _SAME_ID_MAX: Final = 4096  # lines tried for one id: its copies and alternates in all namespaces, and equal beginnings
 _WINDOW_ROWS: Final = 64
 _NAMES_PAGE: Final = 512
-_ODD: Final = 0x9E3779B97F4A7C15
 _ID_AT: Final = len('{"id":"')
 _ID_END: Final = _ID_AT + 64
 
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 Added = tuple[int, Place | None, Entry | None]  # seq and its line, or None twice for a damaged one
-
-
-class _Way(NamedTuple):
-    """Where records of one namespace, thread and actor go.
-
-    `offered` as `is_offered`; the keys of their lists, and that of their clocks if they are our own, else b"".
-    """
-
-    offered: bool
-    lists: tuple[bytes, ...]
-    clocks: bytes
 
 
 class Index:
@@ -88,10 +66,6 @@ class Index:
         """The one way from a row to the bytes of its payload."""
         self._read = read
         self._facts: dict[int, LineFacts] = {}
-        self._known: dict[str, bytes] = {}
-        self._joined: dict[bytes, None] = {}
-        self._sources: dict[LineFacts, tuple[int, tuple[bytes, ...]]] = {}
-        self._ways: dict[tuple[str, str, str, bool], _Way] = {}
         disk.mkdir(folder)
         tables = [] if replaces else load(disk, folder, ROW.size, epoch)
         self._salt = bytes.fromhex(tables[0].span.salt) if tables else random_bytes(16)
@@ -100,6 +74,7 @@ class Index:
             prefix=NEXT_PREFIX if replaces else "",
         )  # fmt: skip
         self._tables.begin(tuple(tables))
+        self._adder = Adder(self._tables, self._salt)
         self._reset()
 
     # -- changes: the writer's thread only
@@ -119,7 +94,7 @@ class Index:
             if place is None or entry is None:
                 memory.rows += HOLE
             else:
-                self._add(memory, seq, place, entry)
+                self._adder.add(memory, seq, place, entry)
             self.covered = seq
         self.run = run
         self._tables.advance(self.covered, run, len(batch))
@@ -280,7 +255,7 @@ class Index:
     def taken(self, ns: str, actor: str, thread: str, clock: int) -> Row | None:
         """Return the record of our own that has this clock in a namespace."""
         state = self._tables.state
-        key = _clock_key(self._hash(clock_name(ns, actor, thread)), clock)
+        key = clock_key(self._hash(clock_name(ns, actor, thread)), clock)
         rows = self._rows(state, values_of(state, key, 0, _NAMES_PAGE))
         return next((row for row in rows if row.own and row.clock == clock), None)
 
@@ -319,96 +294,15 @@ class Index:
         """Return how large the index is, and why the last table could not be written."""
         return self._tables.stats()
 
-    # -- adding
-
-    def _add(self, memory: Memory, seq: int, place: Place, entry: Entry) -> None:
-        kind = entry.kind
-        facts = (kind, entry.ns, entry.origin, entry.voucher, entry.own)
-        number, tallied = self._sources.get(facts) or self._source(facts, seq)
-        way = self._ways.get((entry.ns, entry.thread, entry.actor, entry.own)) if kind == "rec" else None
-        offered = way.offered if way else kind == "rec" and is_offered(entry)
-        start = bytes.fromhex(entry.id[:32]) if kind in ENVELOPE_KINDS or kind == PROJECTION else NO_START
-        # The row first: a reader that finds the seq under a key must find the row too.
-        memory.rows += ROW.pack(
-            place.segment, place.offset, place.head, place.length, number, entry.clock,
-            start if offered or kind == PROJECTION else NO_START, crc32(entry.payload),
-        )  # fmt: skip
-        put, tallies = memory.put, memory.tallies
-        if kind in ENVELOPE_KINDS:
-            put(start[:KEY_BYTES], seq)
-        way = way or self._way(entry, seq, offered)
-        for key in way.lists:
-            put(key, seq)
-        for key in tallied if offered else tallied[:1]:
-            tallies[key] = tallies.get(key, 0) + 1
-        if kind == PROJECTION:
-            put(self._hash(projection_name(entry.pair, entry.level, entry.id)), seq)
-        if way.clocks:
-            put(way.clocks, entry.clock)
-            put(_clock_key(way.clocks, entry.clock), seq)
-
-    def _way(self, entry: Entry, seq: int, offered: bool) -> _Way:
-        """Return where a line goes; for a record it is remembered, because the next one may be like it."""
-        keys = tuple(self._known.get(name) or self._join(name, seq) for name in lists(entry))
-        if entry.kind != "rec":
-            return _Way(False, keys, b"")
-        shared = (entry.ns, entry.thread, entry.actor, entry.own)
-        clocks = self._hash(clock_name(entry.ns, entry.actor, entry.thread)) if entry.own else b""
-        way = _Way(offered, keys, clocks)
-        _remember(self._ways, shared, way, _CACHE_WAYS)
-        return way
-
-    def _join(self, name: str, seq: int) -> bytes:
-        """Return the key of a list, after noting the list itself when this is its first line.
-
-        There are lists for each thread, so of those only the key is remembered, at a third of the memory of a name; to
-        look for each of them in the tables would double the cost of a line.
-        """
-        key = self._hash(name)
-        if key not in self._joined:
-            tables, memory = self._tables.state
-            # The newest first: a list that was left out of the cache is most likely still young.
-            if key not in memory.keys and not any(table.values(key, 0, 1) for table in reversed(tables)):
-                every = all_of(name)
-                memory.put(self._known.get(every) or self._remember_key(every), seq)
-            _remember(self._joined, key, None, _CACHE_KEYS)
-        if not name.startswith((THREADS, THREADS_IN)):
-            _remember(self._known, name, key, _CACHE_NAMES)
-        return key
-
-    def _remember_key(self, name: str) -> bytes:
-        key = self._hash(name)
-        _remember(self._known, name, key, _CACHE_NAMES)
-        return key
-
-    def _source(self, facts: LineFacts, seq: int) -> tuple[int, tuple[bytes, ...]]:
-        """Return (seq of the first line with these facts, keys of its tallies).
-
-        Rows name that line instead of holding texts; so nothing about vouchers and origins is kept but in the log.
-        """
-        state = self._tables.state
-        key = self._hash(facts_name(facts))
-        first = values_of(state, key, 0, 1)
-        if not first:
-            state[1].put(key, seq)
-        source = (first[0] if first else seq, tuple(self._hash("#" + name) for name in tallies(*facts[:4])))
-        if len(self._sources) >= _CACHE_FACTS:
-            self._sources.clear()
-        self._sources[facts] = source
-        return source
-
     def _hash(self, name: str) -> bytes:
-        return blake2b(name.encode(), digest_size=KEY_BYTES, key=self._salt).digest()
+        return key_of(name, self._salt)
 
     def _reset(self) -> None:
         tables = self._tables.state[0]
         self.covered = tables[-1].span.last if tables else 0
         self.run = tables[-1].span.run if tables else RUN_START
         self._facts.clear()
-        self._known.clear()
-        self._joined.clear()
-        self._sources.clear()
-        self._ways.clear()
+        self._adder.forget()
         self.reader.begin()
 
     # -- reading
@@ -486,15 +380,3 @@ class Index:
         """Return a row's payload, an envelope or a projection, if its id begins so and it is sound, else nothing."""
         payload = self.reader.one(row)
         return payload if payload is not None and payload[_ID_AT:_ID_END].startswith(id_.encode()) else b""
-
-
-def _clock_key(key: bytes, clock: int) -> bytes:
-    """Return the key of one clock: the list's key, moved by the clock; saves a hash for each record."""
-    return ((int.from_bytes(key, "big") + (clock + 1) * _ODD) % 2**64).to_bytes(8, "big")
-
-
-def _remember(cache: dict[_K, _V], key: _K, value: _V, most: int) -> None:
-    """Add to a cache, at the expense of what was added longest ago."""
-    if len(cache) >= most:
-        del cache[next(iter(cache))]
-    cache[key] = value

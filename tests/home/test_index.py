@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from spl.core.record import record as core_record
 from spl.core.record.levels import NAMES
-from spl.home import index as module
 from spl.home.disk import Disk
 from spl.home.index import Added, Index
 from spl.home.segments import Entry, Place, encode
@@ -249,17 +248,6 @@ def test_another_epoch_begins_a_new_index(tmp_path: Path) -> None:
     assert other.covered == 0
     assert other.names("t:") == []
     assert list(tmp_path.iterdir()) == []
-
-
-def test_caches_that_overflow_change_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CACHE_NAMES", 2)
-    monkeypatch.setattr(module, "_CACHE_KEYS", 2)
-    monkeypatch.setattr(module, "_CACHE_FACTS", 2)
-    monkeypatch.setattr(module, "_CACHE_WAYS", 2)
-    log = Log(tmp_path)
-    for n in range(60):
-        log.add(record(n % 40, thread=f"th_{n % 5}", ns=f"ns{n % 4}", voucher=f"did:v{n % 3}", origin=f"pair_{n % 2}"))
-    log.check()
 
 
 def test_a_row_that_a_key_leads_to_can_be_read_at_once(tmp_path: Path) -> None:

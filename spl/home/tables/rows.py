@@ -26,6 +26,8 @@ MARK: Final = Struct(">20xQ8x16s4x")
 """The part of a row that sets are compared by."""
 HOLE: Final = bytes(ROW.size)
 """The row of a damaged line."""
+NO_START: Final = bytes(16)
+"""The start of an id, of a line that no comparison shows."""
 LEFT_OUT_MAX: Final = 1024
 """Rows that are remembered as left out; more of them are compared with their bytes each time, and say nothing new."""
 
