@@ -3,44 +3,30 @@
 Nothing of it is trusted: answers are bounded in size and time, certificates are
 always verified, and the address that was judged is the address that is dialled
 (`dialer.py`).
-
-An exchange ends when nothing moves for `answer_timeout_s`, or when it moves at
-less than FLOOR_BYTES_S.  A deadline for the whole was rejected: what a slow link
-does not carry within it would be begun again and again, and never arrive.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import urljoin
 
 from ..core.errors import SplError
-from ..core.event import event
 from ..core.limits import Limits
 from ..core.value import dataclass, field
 from .address import ReachError, Url, parse_url
+from .client_socket import PIECE_COST_BYTES, ClientSocket, MovingDeadline
 from .deflate import CODING, Inflater
 from .dialer import Dialer, DialPolicy, Resolve
 from .heads import encode_request
-from .http1 import UNBOUNDED, Mark, ResponseHead, ResponseParser, WireError
-from .sockets import FLOOR_BYTES_S, Verifying, hang_up, unsent_bytes
+from .http1 import UNBOUNDED, ResponseHead, WireError
+from .sockets import Verifying
 from .sse import MEDIA_TYPE, Event, EventParser
 
-_READ_BYTES = 64 * 1024  # read from a socket at once
 _TURN_BYTES: Final = 16 * 1024
 """Of an event stream, parsed in one turn of the loop: 16 KiB of empty lines take some 10 ms."""
-_BODY_TURN_BYTES: Final = 256 * 1024
-"""Of a body, read in one turn; nothing but its framing is parsed."""
-_SEND_BYTES: Final = 64 * 1024
-"""Of a request, given to the socket at once."""
-_PIECE_COST_BYTES: Final = 1024
-"""What a piece costs besides its bytes: it may hold 32 chunks of one byte (http1.py), which take 45 us."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-
-log = logging.getLogger("spl.net")
 
 Headers = Iterable[tuple[str, str]]
 
@@ -62,7 +48,7 @@ class HttpClient:
         """`tls` None refuses https; `resolve(host, port)` returns addresses in text."""
         self._limits = limits
         self._dialer = Dialer(tls, resolve)
-        self._idle: dict[tuple[str, DialPolicy], _Socket] = {}
+        self._idle: dict[tuple[str, DialPolicy], ClientSocket] = {}
         self._closed = False
 
     async def fetch(
@@ -88,7 +74,7 @@ class HttpClient:
         fields, silence_s = tuple(headers), self._limits.answer_timeout_s
         try:
             async with asyncio.timeout(silence_s if timeout_s is None else timeout_s) as until:
-                progress = _Progress(until, silence_s) if timeout_s is None else None
+                progress = MovingDeadline(until, silence_s) if timeout_s is None else None
                 for _ in range(self._limits.redirects_count + 1):
                     reply = await self._fetch_once(method, where, fields, body, limit, dial, retry_safe, progress)
                     if method != "GET" or reply.status not in _REDIRECTS:
@@ -107,7 +93,7 @@ class HttpClient:
         """
         where = parse_url(url)
         asked = (("accept", MEDIA_TYPE), ("accept-encoding", CODING), ("cache-control", "no-cache"), *headers)
-        sock: _Socket | None = None
+        sock: ClientSocket | None = None
         try:
             try:
                 async with asyncio.timeout(self._limits.answer_timeout_s):
@@ -134,7 +120,7 @@ class HttpClient:
 
     async def _fetch_once(
         self, method: str, where: Url, headers: Headers, body: bytes, limit: int, policy: DialPolicy, retry_safe: bool,
-        progress: "_Progress | None",
+        progress: MovingDeadline | None,
     ) -> Reply:  # fmt: skip
         data = encode(where, method, headers, body)
         kept = self._take_idle((where.origin, policy))
@@ -147,8 +133,8 @@ class HttpClient:
         return await self._exchange(await self._connect(where, policy), data, method, where, limit, policy, progress)
 
     async def _exchange(
-        self, sock: "_Socket", data: bytes, method: str, where: Url, limit: int, policy: DialPolicy,
-        progress: "_Progress | None",
+        self, sock: ClientSocket, data: bytes, method: str, where: Url, limit: int, policy: DialPolicy,
+        progress: MovingDeadline | None,
     ) -> Reply:  # fmt: skip
         """Send one request and read its answer; the connection is kept or ended here in any case."""
         kept, sock.progress = False, progress
@@ -166,7 +152,7 @@ class HttpClient:
             if not kept:
                 sock.abort()
 
-    async def _check_stream(self, where: Url, sock: "_Socket", head: ResponseHead) -> None:
+    async def _check_stream(self, where: Url, sock: ClientSocket, head: ResponseHead) -> None:
         if head.status in _REDIRECTS:
             raise ReachError("redirect", f"{where.origin} redirects its event stream")
         if head.status != 200 or _coding(head) != CODING:
@@ -181,14 +167,14 @@ class HttpClient:
 
     # -- connections
 
-    def _take_idle(self, key: tuple[str, DialPolicy]) -> "_Socket | None":
+    def _take_idle(self, key: tuple[str, DialPolicy]) -> ClientSocket | None:
         sock = self._idle.pop(key, None)
         if sock is None:
             return None
         sock.expiry.cancel()
         return sock
 
-    def _keep(self, key: tuple[str, DialPolicy], sock: "_Socket") -> bool:
+    def _keep(self, key: tuple[str, DialPolicy], sock: ClientSocket) -> bool:
         if self._closed or key in self._idle:
             return False
 
@@ -201,14 +187,14 @@ class HttpClient:
         self._idle[key] = sock
         return True
 
-    async def _connect(self, where: Url, policy: DialPolicy) -> "_Socket":
+    async def _connect(self, where: Url, policy: DialPolicy) -> ClientSocket:
         """Return a fresh connection."""
         try:
             made = await self._dialer.connect(where, policy, self._limits.connect_timeout_s)
         except ReachError as exc:
             exc.reached = False
             raise
-        return _Socket(self._limits, made.reader, made.writer, made.address, where.origin)
+        return ClientSocket(self._limits, made.reader, made.writer, made.address, where.origin)
 
 
 class EventStream:
@@ -223,7 +209,7 @@ class EventStream:
     One timer serves many reads, since a deadline for each costs more: it looks how long the present one has waited.
     """
 
-    def __init__(self, sock: "_Socket", head: ResponseHead, limits: Limits) -> None:
+    def __init__(self, sock: ClientSocket, head: ResponseHead, limits: Limits) -> None:
         self.status = head.status
         self.headers = head.headers
         self.address = sock.address
@@ -284,7 +270,7 @@ class EventStream:
         finally:
             self._reads_since = None
         self._check_late()
-        self._turn_bytes += _PIECE_COST_BYTES
+        self._turn_bytes += PIECE_COST_BYTES
         if isinstance(piece, bytes):
             self._plain = _cut(self._inflater.feed(piece) if self._inflater is not None else (piece,))
         else:
@@ -304,159 +290,6 @@ class EventStream:
     def _check_late(self) -> None:
         if self._is_late:
             raise ReachError("timeout", f"{self._sock.origin} was silent for {self._silence_s:g} s")
-
-
-class _Progress:
-    """The deadline of one exchange, which moves on while bytes do."""
-
-    __slots__ = ("_began_s", "_bytes", "_moved_s", "_silence_s", "_unsent", "_until", "_watching")
-
-    def __init__(self, until: asyncio.Timeout, silence_s: float) -> None:
-        """`until` is set to `silence_s` from now."""
-        self._until, self._silence_s = until, silence_s
-        self._began_s = self._moved_s = asyncio.get_running_loop().time()
-        self._bytes = self._unsent = 0
-        self._watching: asyncio.TimerHandle | None = None
-
-    def moved(self, size: int) -> None:
-        """Count bytes that were sent or came; the deadline is moved at most eight times within the silence allowed."""
-        self._bytes += size
-        now_s = asyncio.get_running_loop().time()
-        if now_s < self._moved_s + self._silence_s / 8 or self._until.expired():
-            return
-        self._moved_s = now_s
-        slowest_s = self._began_s + self._bytes / FLOOR_BYTES_S
-        self._until.reschedule(self._silence_s + min(now_s, slowest_s))
-
-    def watch(self, writer: asyncio.StreamWriter) -> None:
-        """Count from now on what leaves the buffers of the connection and the system, which may take minutes."""
-        unsent = unsent_bytes(writer.transport)
-        if unsent < self._unsent:
-            self.moved(self._unsent - unsent)
-        self._unsent = unsent
-        if unsent:
-            self._watching = asyncio.get_running_loop().call_later(self._silence_s / 8, self.watch, writer)
-
-    def end(self) -> None:
-        """Watch no longer."""
-        if self._watching is not None:
-            self._watching.cancel()
-
-
-class _Socket:
-    """One connection: sends a request, reads what its parser makes of the answer."""
-
-    __slots__ = ("address", "answered", "expiry", "limits", "origin", "parser", "progress", "reader", "writer")
-
-    expiry: asyncio.TimerHandle
-
-    def __init__(
-        self, limits: Limits, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: str, origin: str
-    ) -> None:
-        self.limits = limits
-        self.reader = reader
-        self.writer = writer
-        self.address = address
-        self.origin = origin
-        self.answered = False  # a byte of the present answer has come
-        self.progress: _Progress | None = None
-        self.parser = ResponseParser(limits, "GET", 0)
-
-    async def is_quiet(self) -> bool:
-        """Return whether an idle connection is open and sent nothing; otherwise it is ended.
-
-        A server that says 408 before it closes an idle connection would else have
-        that taken for the answer to the next request.
-        """
-        try:
-            for _ in range(2):  # turns of the loop: what has arrived reaches the reader before it is asked
-                await asyncio.sleep(0)
-            async with asyncio.timeout(0):
-                await self.reader.read(1)
-        except TimeoutError:
-            return True
-        except OSError:
-            log.debug(**event("http.idle_lost", origin=self.origin, msg="kept connection was lost"))
-        except asyncio.CancelledError:
-            self.abort()  # it belongs to no one else now
-            raise
-        self.abort()
-        return False
-
-    async def ask(self, data: bytes, method: str, body_bytes: int) -> ResponseHead:
-        """Send a request and return its answer's head.  Raises ReachError."""
-        self.parser = ResponseParser(self.limits, method, body_bytes)
-        self.answered = False
-        try:
-            await self._send(data)
-        except (OSError, RuntimeError):
-            # The peer may have refused what it did not read to the end: its answer is looked for all the same.
-            log.debug(**event("http.half_sent", origin=self.origin, msg="request not taken whole"))
-        head = await self.next()
-        assert isinstance(head, ResponseHead)
-        return head
-
-    async def _send(self, data: bytes) -> None:
-        if len(data) <= _SEND_BYTES or self.progress is None:
-            self.writer.write(data)
-            await self.writer.drain()
-            return
-        view = memoryview(data)
-        for start in range(0, len(view), _SEND_BYTES):
-            piece = view[start : start + _SEND_BYTES]
-            self.writer.write(piece)
-            await self.writer.drain()
-            self.progress.moved(len(piece))
-        self.progress.watch(self.writer)
-
-    async def read_body(self, body_bytes: int | None = None) -> bytes:
-        """Return the rest of the answer, at most `body_bytes` if given.  Raises ReachError.
-
-        Pieces are joined as they come, because one in a list takes 40 bytes besides its own.  Other tasks get a turn
-        every _BODY_TURN_BYTES: `next` suspends only when nothing is there, and the peer chooses what it sends.
-        """
-        body = bytearray()
-        turn_bytes = 0
-        while isinstance(piece := await self.next(), bytes):
-            body += piece
-            if body_bytes is not None and len(body) > body_bytes:
-                raise ReachError("answer-malformed", f"{self.origin}: the body is over the limit")
-            turn_bytes += len(piece) + _PIECE_COST_BYTES
-            if turn_bytes >= _BODY_TURN_BYTES:
-                turn_bytes = 0
-                await asyncio.sleep(0)
-        return bytes(body)
-
-    async def next(self) -> ResponseHead | bytes | Mark:
-        """Return the parser's next event, reading as needed; the caller sets the deadline.  Raises ReachError."""
-        try:
-            while (event := self.parser.next()) is None:
-                data = await self.reader.read(_READ_BYTES)
-                if data:
-                    self.answered = True
-                    if self.progress is not None:
-                        self.progress.moved(len(data))
-                    self.parser.feed(data)
-                    continue
-                self.parser.feed_end()
-                event = self.parser.next()
-                if event is None:
-                    raise ReachError("disconnected", f"{self.origin} ended the connection before its answer was whole")
-                break
-        except WireError as exc:
-            raise ReachError("answer-malformed", f"{self.origin}: {exc.message}") from exc
-        except OSError as exc:
-            raise ReachError("disconnected", f"{self.origin}: {exc.strerror or type(exc).__name__}") from exc
-        return event
-
-    def abort(self) -> None:
-        """End the connection now."""
-        self.writer.transport.abort()
-
-    async def close(self, linger_s: float) -> None:
-        """Send what is queued and end the connection."""
-        self.expiry.cancel()
-        await hang_up(self.writer, linger_s)
 
 
 def encode(where: Url, method: str, headers: Headers, body: bytes = b"") -> bytes:

@@ -7,17 +7,18 @@ import pytest
 
 from spl.core.limits import MIB, Limits
 from spl.net.address import ReachError
-from spl.net.client import EventStream, _Socket
+from spl.net.client import EventStream
+from spl.net.client_socket import ClientSocket
 from tests.waiting import turns, until
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def arrived(size: int, count: int) -> _Socket:
+def arrived(size: int, count: int) -> ClientSocket:
     """Return a connection on which an answer of so many chunks of one size is here."""
     reader = asyncio.StreamReader()
     reader.feed_data(HEAD + b"%x\r\n%b\r\n" % (size, b" " * size) * count + b"0\r\n\r\n")
-    return _Socket(Limits(), reader, Mock(drain=AsyncMock()), "127.0.0.1", "http://127.0.0.1")
+    return ClientSocket(Limits(), reader, Mock(drain=AsyncMock()), "127.0.0.1", "http://127.0.0.1")
 
 
 async def test_an_answer_in_tiny_chunks_is_refused() -> None:
@@ -41,7 +42,7 @@ async def test_an_answer_that_is_here_leaves_other_tasks_their_turns(size: int) 
 async def test_a_timer_of_an_earlier_read_does_not_end_the_one_that_waits() -> None:
     reader = asyncio.StreamReader()
     reader.feed_data(HEAD)
-    sock = _Socket(Limits(), reader, Mock(drain=AsyncMock()), "127.0.0.1", "http://127.0.0.1")
+    sock = ClientSocket(Limits(), reader, Mock(drain=AsyncMock()), "127.0.0.1", "http://127.0.0.1")
     head = await sock.ask(b"", "GET", MIB)
     stream = EventStream(sock, head, Limits(stream_silence_s=3600.0))
     reading = asyncio.create_task(anext(stream))

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from spl.core.limits import Limits
-from spl.net.client import _Progress
+from spl.net.client_socket import MovingDeadline
 from tests.net.test_client import LOCAL, OK, client, code_of, script
 from tests.waiting import DEADLINE_S, turns, until
 
@@ -13,7 +13,7 @@ from tests.waiting import DEADLINE_S, turns, until
 async def test_the_deadline_of_an_exchange_moves_on_with_its_bytes() -> None:
     now_s = asyncio.get_running_loop().time()
     async with asyncio.timeout(30) as until:
-        progress = _Progress(until, 30)
+        progress = MovingDeadline(until, 30)
         progress._began_s = progress._moved_s = now_s - 100
         progress.moved(1_000_000)
         moved_s = until.when()
@@ -27,7 +27,7 @@ async def test_the_deadline_of_an_exchange_moves_on_with_its_bytes() -> None:
 async def test_an_exchange_that_only_drips_ends() -> None:
     now_s = asyncio.get_running_loop().time()
     async with asyncio.timeout(30) as until:
-        progress = _Progress(until, 30)
+        progress = MovingDeadline(until, 30)
         progress._began_s = progress._moved_s = now_s - 20
         progress.moved(1024)
         assert until.when() == pytest.approx(now_s - 20 + 1 + 30, abs=0.01)
