@@ -1,5 +1,5 @@
 """The life of a pair, from the handshake to its revocation.
 
-In import order: budgets, machine, statements, stepper, tokens, responder, exchange, initiator, maintenance, grants,
-pair_log, service.
+In import order: budgets, machine, statements, stepper, tokens, responder, exchange, initiator, handshake_loop,
+maintenance, grants, pair_log, service.
 """

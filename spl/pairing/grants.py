@@ -28,12 +28,13 @@ from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Phase
 from ..core.record import namespace
 from ..core.record.levels import NAMES
-from ..core.value import dataclass, field, replace
+from ..core.value import Json, dataclass, field, replace
 from ..home.logs import CountedLog
 from ..home.writes import Own, size_of
 from ..sync.budget import INTAKE_PAUSED
 from .budgets import LEVELS_EVIDENCE
-from .initiator import HandshakeLoop, Initiator
+from .handshake_loop import HandshakeLoop
+from .initiator import Initiator
 from .machine import Pairs
 from .responder import SERVER_FAULT, Reaction, Responder
 from .stepper import Stepper
@@ -42,7 +43,7 @@ log = logging.getLogger("spl.federation")
 
 STALE: Final = "consent-stale"
 RATE_LIMITED: Final = "rate-limited"
-RECEIVED_BYTES_MAX: Final = 1024 * KIB
+RECEIVED_BYTES_MAX: Final = 1024 * KIB  # see RECEIVED_BYTES_S
 RECEIVED_BYTES_S: Final = 128.0
 """What a peer's grants may append at once, and over time: 11 MB a day.  All 64 grants changed at once take 90 KiB."""
 TELL_TIMEOUT_S: Final = 5.0
@@ -100,7 +101,7 @@ class Grants:
         self._tell_log("consent.withdrawn" if level is None else "consent.granted", pair, grant)
         return True
 
-    def ours(self, pair: Pair) -> dict[str, object]:
+    def ours(self, pair: Pair) -> Json:
         """Return {grants, held} for the peer: all our statements, and the versions that we hold of its own."""
         grants = self.of(pair)
         return {"grants": consent.statements(grants.ours.values()), "held": consent.versions(grants.theirs)}
@@ -125,7 +126,7 @@ class Grants:
                 raise  # this says nothing about the grants: the peer hands them over again
             return Reaction(self._responder.refusal(fields, exc))
 
-    def answer(self, pair: Pair, fields: Mapping[str, Any], value: object) -> dict[str, object]:
+    def answer(self, pair: Pair, fields: Mapping[str, Any], value: object) -> Json:
         """Return what we answer to a peer that handed over its grants, in the message `value` of these fields.
 
         Raises HandshakeError "message-replayed", ConsentError "consent-stale" with its last statement as `evidence`.
@@ -236,7 +237,7 @@ class Grants:
         log.info(**event(name, pair=pair.pair_id, **_fields_of(grant)))
 
 
-def _fields_of(grant: Grant) -> dict[str, object]:
+def _fields_of(grant: Grant) -> Json:
     """Return a grant as the fields of a log line."""
     level = consent.level_name(grant.level)
     return {"namespace": grant.namespace, "maps": grant.maps, "hash_level": level, "version": grant.version}
@@ -357,7 +358,7 @@ class Handover:
             evidence, seen = None, state.seen
             for _ in range(ROUNDS_MAX):
                 pair = self.grants.agreed(pair_id)
-                more: dict[str, object] = {"evidence": evidence} if evidence is not None else {}
+                more: Json = {"evidence": evidence} if evidence is not None else {}
                 said = {**self.grants.ours(pair), **more}
                 request = await self._stepper.do(partial(self._initiator.request_for, pair, "consent", **said))
                 fields, value = await self._handshakes.exchange.send_for_whole(pair, request)

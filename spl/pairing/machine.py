@@ -38,7 +38,7 @@ from ..core.pair.state import (
 )
 from ..core.pair.steps import Effect, PairEvent
 from ..core.recent import Ages
-from ..core.value import replace
+from ..core.value import Json, replace
 from ..home.home import Home, default_label
 from ..home.logs import CountedLog
 from ..home.manifest import ManifestSigner
@@ -229,7 +229,7 @@ class Pairs:
             if other.live and other.peer_did != pair.peer_did and set(other.namespaces) & set(pair.namespaces)
         ]  # fmt: skip
 
-    def grant(self, pair: Pair, answer: dict[str, object]) -> Pair:
+    def grant(self, pair: Pair, answer: Json) -> Pair:
         """Return our pair after the peer's grant: its token in the vault, then the genesis, which mints ours (3c, 3d).
 
         Raises MessageError, HandshakeError, BearerError "sealed-token".
@@ -403,7 +403,7 @@ class Pairs:
                 return [SavedPosition(pair.pair_id, place.cursor, place.count)]
         return []
 
-    def _minted(self, pair: Pair, token: TokenRef, namespaces: tuple[str, ...]) -> dict[str, object]:
+    def _minted(self, pair: Pair, token: TokenRef, namespaces: tuple[str, ...]) -> Json:
         account, label = handshake.account_of(pair.pair_id), f"pair with {short_of(pair.peer_did)}"
         return bearer.mint_body(bearer.Token(
             token.token_id, account, token.hash, frozenset(token.scopes), namespaces, pair.pair_id, pair.peer_did,

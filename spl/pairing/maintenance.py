@@ -26,14 +26,15 @@ from ..core.pair.modes import MODES
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Active, Degraded
 from ..core.pair.steps import ManifestChange, Recover
-from ..core.value import dataclass, field, replace
+from ..core.value import Json, dataclass, field, replace
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Own
 from ..net.address import parse_url
 from ..sync.peer import PAIR_NOTES
 from ..sync.schedule import Sync
 from .exchange import StolenKey, forked
-from .initiator import HandshakeLoop, Initiator
+from .handshake_loop import HandshakeLoop
+from .initiator import Initiator
 from .machine import MANIFEST_EVERY_MS
 from .newer import NEWER_NAME
 from .stepper import Stepper
@@ -88,7 +89,7 @@ class MaintenanceStatus:
     """Where the peer says it is by a manifest that waits until `newer_at_ms`, "" if none waits."""
     newer_at_ms: int = 0
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {fetched_at, attempt, next_attempt_at, last_error, newer: {url, taken_at}}."""
         error, next_ms = self.last_error, self.next_attempt_at_ms
         failed_at = when.text_of(self.failed_at_ms)
@@ -342,7 +343,7 @@ class Maintenance:
         state.backoff.failed(self.pairs.steady_ms())
         state.error, state.at_ms = exc, self.pairs.now_ms()
         attempt = state.backoff.attempt
-        fields: dict[str, object] = {"pair": pair_id, "code": exc.code, "attempt": attempt, "msg": exc.message}
+        fields: Json = {"pair": pair_id, "code": exc.code, "attempt": attempt, "msg": exc.message}
         pair = self.pairs.get(pair_id)
         if pair is not None and pair.issued_to_us is not None:
             fields["token_expires_at"] = when.text_of(pair.issued_to_us.expires_at_ms)

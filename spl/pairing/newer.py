@@ -27,7 +27,7 @@ from ..home.vault import Vault
 log = logging.getLogger("spl.federation")
 
 NEWER_NAME: Final = "newer-manifest."
-WRITES_MAX: Final = 4
+WRITES_MAX: Final = 4  # each is a disk sync that a peer causes
 WRITE_EVERY_S: Final = 30.0
 
 

@@ -16,6 +16,7 @@ from ..core.pair import diff
 from ..core.pair.diff import Transition
 from ..core.pair.pair import Pair
 from ..core.pair.state import no_pair
+from ..core.value import Json
 from ..home.views import records_about
 from .exchange import Exchange
 from .initiator import Initiator
@@ -53,7 +54,7 @@ class PairLog:
         told = [item.to_json() for item in found[-diff.TRANSITIONS_MAX :]]
         return self._responder.status(heard.fields, heard.pair, transitions=told, omitted=len(found) - len(told))
 
-    async def ask(self, pair_id: str = "") -> list[dict[str, object]]:
+    async def ask(self, pair_id: str = "") -> list[Json]:
         """Return what the peers say, all asked at once for at most 5 s: {pair_id, peer_did, transitions, omitted},
         or {pair_id, peer_did, code, message} of one that did not answer.
 
@@ -65,8 +66,8 @@ class PairLog:
             tasks = [group.create_task(self._ask_one(pair)) for pair in chosen]
         return [task.result() for task in tasks]
 
-    async def _ask_one(self, pair: Pair) -> dict[str, object]:
-        found: dict[str, object] = {"pair_id": pair.pair_id, "peer_did": pair.peer_did}
+    async def _ask_one(self, pair: Pair) -> Json:
+        found: Json = {"pair_id": pair.pair_id, "peer_did": pair.peer_did}
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
                 request = await self._stepper.do(self._initiator.request_for, pair, "log")

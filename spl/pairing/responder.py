@@ -36,7 +36,7 @@ from ..core.pair.state import SUPERSEDED, Approved, Asked, Proposal, Requested, 
 from ..core.pair.steps import Ask, Configure, Effect, End
 from ..core.record import namespace
 from ..core.record.levels import EXACT
-from ..core.value import dataclass, replace
+from ..core.value import Json, dataclass, replace
 from ..home.config import Settings
 from ..home.logs import CountedLog
 from ..home.policy import Policy
@@ -60,7 +60,7 @@ STRANGER_LINKS: Final = 8
 EAGERNESS: Final = {ON_DEMAND: 0, POLLING: 1, CONTINUOUS: 2}
 """How much of us a mode takes."""
 
-Answer = tuple[int, dict[str, object]]
+Answer = tuple[int, Json]
 """(HTTP status, body)."""
 
 

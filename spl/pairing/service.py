@@ -33,13 +33,14 @@ from ..home.policy import Policy
 from ..home.views import THREAD_PAIRS
 from ..home.writes import Commit, Hop
 from ..net.dialer import DialPolicy
-from ..sync.anti_entropy import AntiEntropy
+from ..sync.compare.anti_entropy import AntiEntropy
 from ..sync.peer import PeerClient
 from ..sync.schedule import Sync
 from ..sync.supervise import Job, Supervisor, drop_ended
 from .exchange import Exchange
 from .grants import TELL_TIMEOUT_S, Grants, Handover
-from .initiator import POLL_S, HandshakeLoop, Initiator, PairOptions, exists_hint, on_its_way
+from .handshake_loop import POLL_S, HandshakeLoop, on_its_way
+from .initiator import FirstSyncResult, Initiator, PairOptions, PairStep, exists_hint
 from .machine import Pairs, unconfirmed
 from .maintenance import END_ACCEPTED, UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog
@@ -306,7 +307,7 @@ class Pairing:
 
     # -- the initiator
 
-    async def pair(self, url: str, options: PairOptions) -> AsyncIterator[dict[str, object]]:
+    async def pair(self, url: str, options: PairOptions) -> AsyncIterator[PairStep]:
         """Yield the steps of pairing with the instance at a URL; the daemon goes on when the caller leaves.
 
         Raises SplError: what the documents, the peer, or the state of an earlier pair refuse.
@@ -320,7 +321,7 @@ class Pairing:
         peer = await self.exchange.discover(
             url, options.strict, dial=dial, expect_did=options.expect_did, expect_key=options.expect_key
         )
-        yield {"step": "manifest", "did": peer.did, "url": url}
+        yield PairStep("manifest", {"did": peer.did, "url": url})
         if (moved := self._moved(peer)) is not None:
             if options.settles:
                 text = f"{label_of(peer.did)} has moved, and its pair {moved.pair_id} goes on with what it shares"
@@ -330,9 +331,9 @@ class Pairing:
                 yield step
             return
         pair_id = await self.stepper.do(self._initiator.begin, peer, url, terms, options)
-        yield {"step": "verified"}
+        yield PairStep("verified")
         if not terms.start and self.pairs.known(pair_id).proposal.start == "present":
-            yield {"step": "present", "pair_id": pair_id}
+            yield PairStep("present", {"pair_id": pair_id})
         self.handshakes.kick(pair_id)
         async for step in self.handshakes.watch(pair_id, options.wait_ms / 1000):
             yield step
@@ -342,15 +343,15 @@ class Pairing:
         found = self.pairs.of_peer(peer.did)
         return next((pair for pair in found if type(pair.state) in ESTABLISHED and pair.url != peer.url), None)
 
-    async def _follow_move(self, pair_id: str, peer: Manifest) -> AsyncIterator[dict[str, object]]:
+    async def _follow_move(self, pair_id: str, peer: Manifest) -> AsyncIterator[PairStep]:
         """Yield the steps of adopting the address that the operator found: no new pair, and nothing is lost."""
         adopt = self.pairs.adopt_manifest
         pair = await self.stepper.do(lambda: adopt(self.pairs.known(pair_id), peer, at_once=True))
-        yield {"step": "verified"}
-        yield {"step": "moved", "did": peer.did, "pair_id": pair_id, "url": pair.url}
+        yield PairStep("verified")
+        yield PairStep("moved", {"did": peer.did, "pair_id": pair_id, "url": pair.url})
         pair = await self.refresh(pair_id)
-        for step in self._initiator.news(pair, set(), {}):
-            if step["step"] == "active":
+        for step in self._initiator.news(pair, set(), FirstSyncResult()):
+            if step.name == "active":
                 yield step
 
     # -- what follows a step

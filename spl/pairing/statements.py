@@ -24,7 +24,7 @@ from ..core.pair.steps import Effect
 from ..core.value import dataclass
 from .machine import REVOKED, Pairs, by_peer, unconfirmed
 
-CHANGES_MAX: Final = 8
+CHANGES_MAX: Final = 8  # each is a record that a peer causes
 CHANGE_EVERY_S: Final = 30.0
 
 

@@ -27,6 +27,7 @@ from ..core.pair.handshake import HandshakeError
 from ..core.pair.pair import ESTABLISHED, Pair, PairError
 from ..core.pair.state import Revoking, TokenRef
 from ..core.pair.steps import TokenChange
+from ..core.value import Json
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..sync.peer import TOKEN_NAME, cut_text
@@ -35,7 +36,7 @@ from .machine import RENEWED_NAME, Pairs
 log = logging.getLogger("spl.federation")
 
 LIVE: Final = "live"
-TOKENS_MAX: Final = 8
+TOKENS_MAX: Final = 8  # each is two records and a secret on disk
 TOKEN_EVERY_S: Final = 3600.0
 ANSWERS: Final = 2
 """So many times what an answer may take, the peer either has a new token or does not get it any more."""
@@ -118,7 +119,7 @@ class Renewal:
 
     # -- the issuer
 
-    def facts(self, pair: Pair, token_id: object) -> dict[str, object]:
+    def facts(self, pair: Pair, token_id: object) -> Json:
         """Return what we answer about the token that the peer names: {token_id, state, scopes, expires_at, replaced}.
 
         `replaced`: a new one was made for it, and the answer that held it was lost.

@@ -24,18 +24,17 @@ from typing import Final, ParamSpec, TypeVar
 from ..core import when
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.identity.did import Chain
 from ..core.limits import Limits
 from ..core.pair.modes import POLLING
 from ..core.presence import WE_PUSH
-from ..core.recent import Histogram, Lags, summary
 from ..core.record.levels import EXACT
 from ..core.record.record import is_id
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from ..home.tables.lists import by_namespace
 from ..home.vault import Vault
 from ..home.writer import Writer
-from ..home.writes import LOCAL, Commit
+from ..home.writes import Commit
+from .lags import ServedLags
 from .lanes import clock_of, collect, has_news
 from .ledger import Withheld
 from .notify import Acks, Notifier, RecentCommits
@@ -50,10 +49,7 @@ log = logging.getLogger("spl.federation")
 FEEDS: Final = ("normal", "longpoll")
 CONTINUOUS: Final = "continuous"
 WORKERS: Final = 2
-MARKS_MAX: Final = 1024
-"""Local writes whose acks are timed; older ones are left out of the lag."""
 
-_Mark = tuple[int, int, frozenset[str]]  # last local record of a write, its time, the write's namespaces
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
@@ -98,11 +94,7 @@ class Feed:
         """The long poll that waits, by pair and reading."""
         self.withheld = Withheld(vault, random_bytes)
         self._counting: set[str] = set()
-        self._marks: list[_Mark | None] = [None] * MARKS_MAX
-        self._marked = 0
-        self._lags: dict[str, tuple[Lags, int]] = {}
-        self._live_from: dict[str, int] = {}
-        """Pair -> the end of the log when its records began to reach the peer at once; no lag is older."""
+        self.lags = ServedLags(now_ms)
         self.acks = Acks()
         self._unsubscribe = writer.listen(self._on_commit)
         # After the line above: a stream that the notifier wakes must find the commit among the recent ones.
@@ -235,16 +227,17 @@ class Feed:
         if found or not scope.shares:
             self.source.acked[pair_id] = (sum(lane.count for lane in found.values()), self._now_ms())
         if found:
-            self._measure(pair_id, frozenset(found), max(lane.position for lane in found.values()))
+            position = max(lane.position for lane in found.values())
+            self.lags.measure(pair_id, frozenset(found), position, is_live=self._is_live(pair_id))
             self.acks.note(pair_id, {ns: lane.position for ns, lane in found.items()})
         if self.doubts(pair_id):
             # The peer holds what a whole reading gave it; the end of the doubt waits for the disk.
             await self._in_thread(self.source.rollbacks.allows, pair_id, cursor, text)
 
-    def chains(self, pair_id: str, did: str) -> dict[str, object]:
+    def chains(self, pair_id: str, did: str) -> Json:
         """Return the key chain of a signer whose records the pair sees in full; raise FeedError "not-found"."""
         scope = self.source.scope(self.source.pair(pair_id))
-        found = self._chain(did)
+        found = self.source.chain(did)
         if found is None or not self.source.outgoing.may_see_signer(pair_id, scope, did):
             raise FeedError("not-found", "no such signer in what this pair shares")
         return found.to_json()
@@ -283,7 +276,7 @@ class Feed:
         """Record that the peer holds the beginning of such a reading, and its cursor."""
         await self._in_thread(self.source.rollbacks.end, pair_id)
 
-    def peer_view(self, pair_id: str) -> dict[str, object]:
+    def peer_view(self, pair_id: str) -> Json:
         """Return how we see the pair, for the peer (`Source.peer_view`); have a thread complete the count if needed."""
         if self.source.head(pair_id) is None:
             self._count_soon(pair_id)
@@ -318,18 +311,6 @@ class Feed:
     def _is_live(self, pair_id: str) -> bool:
         """Return whether our records reach the peer at once, by its stream or our push."""
         return pair_id in self._streams or self.source.reaches.word(pair_id) == WE_PUSH
-
-    def lag_ms(self, pair_id: str = "") -> dict[str, int | None]:
-        """Return p50_ms, p99_ms and samples of the last five minutes, of one pair or all.
-
-        A lag is the time from the write of a local record here to the peer's ack of it, both by our clock.
-        """
-        chosen = self._lags if not pair_id else self._lags.keys() & {pair_id}
-        return summary([self._lags[each][0].counts(self._now_ms()) for each in chosen])
-
-    def lag_histogram(self, pair_id: str) -> Histogram:
-        """Return the lags of one pair since the start; all zero while nothing was measured."""
-        return (self._lags.get(pair_id) or (Lags(), 0))[0].histogram
 
     # -- in a thread
 
@@ -374,7 +355,7 @@ class Feed:
         if not source.count(pair_id):
             self._count_soon(pair_id)
         seen = {**source.peer_view(pair_id, query), "clock": clock_of(scans)}
-        members: dict[str, object] = {"next_cursor": next_, "has_more": has_more, "peer_view": seen}
+        members: Json = {"next_cursor": next_, "has_more": has_more, "peer_view": seen}
         if query.names:
             full = [row for row in rows if view.scope.shares[row.ns].level == EXACT]
             named = {json.loads(raw)["id"]: row.ns for row, raw in source.writer.store.read(full)}
@@ -412,12 +393,6 @@ class Feed:
         else:
             self._count_on(pair_id)
 
-    def _chain(self, did: str) -> Chain | None:
-        identity = self.vault.identity
-        if identity is not None and did == identity.did:
-            return identity.chain
-        return self.writer.views.pins.chain(did)
-
     def _check(self, query: Query) -> None:
         if query.feed not in FEEDS:
             raise FeedError("bad-field", f"feed is one of {' '.join(FEEDS)}")
@@ -426,7 +401,7 @@ class Feed:
         if query.names and query.limit != 1:
             raise FeedError("bad-field", "names are given one at a time: with limit=1")
 
-    # -- streams and lag
+    # -- streams
 
     async def _only_stream(self, stream: Stream) -> AsyncIterator[bytes]:
         """Yield what the stream sends, as the pair's only one."""
@@ -434,7 +409,7 @@ class Feed:
         if before is not None:
             before.replace()
         self._streams[stream.pair_id] = stream
-        self._live_from.setdefault(stream.pair_id, self.source.last_seq())
+        self.lags.go_live(stream.pair_id, self.source.last_seq())
         stream.check_rollback()
         events = stream.events()
         try:
@@ -449,30 +424,7 @@ class Feed:
     def _on_commit(self, commit: Commit) -> None:
         """Keep a commit for streams, and the time of its local records; runs on the writer's thread."""
         self._recent.add(commit)
-        local = [seq for seq, entry in commit.fresh if entry.origin == LOCAL and entry.ns]
-        if local:
-            self._marks[self._marked % MARKS_MAX] = (local[-1], commit.at_ms, commit.namespaces)
-            self._marked += 1
-
-    def _measure(self, pair_id: str, namespaces: frozenset[str], position: int) -> None:
-        """Record the lags of the writes that this ack is the first to cover.
-
-        Only while the peer reads by a stream or our push, and only of writes since then: the age of what waited for a
-        poll, or for the pair to be made, is no lag.
-        """
-        lags, before = self._lags.get(pair_id) or (Lags(), 0)
-        self._lags[pair_id] = lags, max(before, position)
-        if not self._is_live(pair_id):
-            self._live_from.pop(pair_id, None)
-            return
-        before = max(before, self._live_from.setdefault(pair_id, position))
-        now_ms = self._now_ms()
-        for number in range(self._marked - 1, max(-1, self._marked - MARKS_MAX - 1), -1):
-            mark = self._marks[number % MARKS_MAX]
-            if mark is None or mark[0] <= before:
-                return
-            if mark[0] <= position and namespaces & mark[2]:
-                lags.add(now_ms - mark[1], now_ms)
+        self.lags.mark(commit)
 
 
 async def whole(answer: bytes | PageRead) -> bytes:

@@ -70,8 +70,8 @@ async def test_records_flow_both_ways_and_acks_ride_on_the_streams(tmp_path: Pat
         assert alice.network.log.count(ACK) == posted
         assert alice.network.log.count(("STREAM", "/v1/sync/changes")) == 2
         for node in (alice, bob):
-            assert node.feed.lag_ms()["samples"] == node.feed.lag_ms(PAIR)["samples"]
-            assert node.feed.lag_ms(PAIR)["samples"] == node.feed.lag_histogram(PAIR).at_most[-1] > 0
+            assert node.feed.lags.ms()["samples"] == node.feed.lags.ms(PAIR)["samples"]
+            assert node.feed.lags.ms(PAIR)["samples"] == node.feed.lags.histogram(PAIR).at_most[-1] > 0
             stream = stream_of(node)
             assert stream is not None
             # What the other side sent is not sent back to it.
@@ -101,7 +101,7 @@ async def test_the_age_of_what_waited_for_a_poll_or_for_the_pair_is_no_lag(tmp_p
             alice.emit(text)
         await bob.sync.pull(PAIR)
         assert alice.feed.offered(PAIR).lag_records == 0
-        assert alice.feed.lag_ms(PAIR)["samples"] == 0
+        assert alice.feed.lags.ms(PAIR)["samples"] == 0
 
 
 async def test_acks_that_come_close_together_are_one_and_the_last_is_never_lost(

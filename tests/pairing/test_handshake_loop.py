@@ -8,7 +8,7 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
-from spl.pairing.initiator import on_its_way
+from spl.pairing.handshake_loop import on_its_way
 from tests.pair_world import FakeSync, both_active, code_of, names, two
 from tests.waiting import until
 
@@ -72,7 +72,7 @@ async def test_who_waits_no_longer_is_told_what_was_approved_and_goes_on(tmp_pat
         await until(lambda: a.first_syncs)
         pair_id = a.alive[0].pair_id
         *before, last = [step async for step in loop.watch(pair_id, wait_s=0)]
-        assert [step["step"] for step in before] == ["posted", "token", "recorded"]
-        assert last == {"step": "completing", "pair_id": pair_id, "state": "active", "records": 7}
+        assert [step.name for step in before] == ["posted", "token", "recorded"]
+        assert last.to_json() == {"step": "completing", "pair_id": pair_id, "state": "active", "records": 7}
         held.set()
         assert names(await asking)[-1] == "active"
