@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import layers
+import syntax
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 FILE_LINES_MAX: Final = 500
@@ -41,7 +42,6 @@ TESTS_OF_THEIR_OWN: Final = frozenset(
 )
 """Folders of tests/ that mirror no module."""
 
-_FUNCTIONS: Final = (ast.FunctionDef, ast.AsyncFunctionDef)
 PARAMETERS_MAX: Final = 8
 PUBLIC: Final = "spl/client/__init__.py"
 """The only __init__ with names in it: what programs import."""
@@ -58,6 +58,33 @@ STALE_WORDS: Final = re.compile(
     r"\b(anew|whoever|reckon\w*|tell whether|take note that|or nobody|somebody must|hinders?)\b", re.IGNORECASE
 )
 """Words of no technical English: "again", "clients that", "compute", "return whether", "record that"."""
+
+CLOCK: Final = "a clock, which tests move"
+BARE_JSON: Final = "dict[str, object]"
+"""What only core/value.py writes out: it says neither whose keys these are nor that they are a form at all."""
+
+HANDED: Final = {
+    "now_ms": CLOCK,
+    "now_s": CLOCK,
+    "steady_ms": CLOCK,
+    "steady_ns": CLOCK,
+    "steady_s": CLOCK,
+    "clock": CLOCK,
+    "sleep": CLOCK,
+    "random_bytes": "one source, which the simulation replays",
+    "reconcile": "made late",
+    "make": "made late",
+    "load": "made late",
+    "form": "made late",
+    "read": "bytes of a file, of a segment or of a snapshot",
+    "remember": "there is no vault yet while a log is opened",
+    "taken": "the connection stands above the body",
+    "trace": "there are commands without a screen",
+}
+"""Parameter of a constructor -> why a function and no object is handed over."""
+
+BOUNDING: Final = re.compile(r"_?[A-Z][A-Z0-9_]*_MAX")
+"""What a constant is called that bounds what comes from outside; those that an operator may set are in Limits."""
 
 Rule = Callable[[], list[str]]
 
@@ -124,7 +151,7 @@ def sizes() -> list[str]:
         text = path.read_text()
         if (count := text.count("\n")) > FILE_LINES_MAX:
             found.append(f"{name}:1: {count} lines, the limit is {FILE_LINES_MAX}")
-        code = _code_lines(text)
+        code = syntax.code_lines(text)
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 own = len(code & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
@@ -142,7 +169,7 @@ def import_style() -> list[str]:
     for name, path in files.items():
         where = path.relative_to(ROOT).as_posix()
         tree = ast.parse(path.read_text())
-        found += [f"{where}:{line}: import our own modules relatively" for line in _absolute_lines(tree)]
+        found += [f"{where}:{line}: import our own modules relatively" for line in syntax.absolute_lines(tree)]
         found += [
             f"{where}:{item.line}: imports stand at the top of the file"
             for item in layers.imports(path, name, frozenset(files))
@@ -160,14 +187,14 @@ def boundaries() -> list[str]:
     for name, path in sources("spl"):
         granted = list(BOUNDARIES.get(name, ()))
         for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, (ast.ExceptHandler, *_FUNCTIONS)):
+            if not isinstance(node, (ast.ExceptHandler, *syntax.FUNCTIONS)):
                 continue
-            what = _swallows(node)
+            what = syntax.swallows(node)
             if what in granted:
                 granted.remove(what)
             elif what:
                 found.append(f"{name}:{node.lineno}: {what} outside the two boundaries")
-            elif _eats_cancellation(node):
+            elif syntax.eats_cancellation(node):
                 found.append(f"{name}:{node.lineno}: a catch-all that does not re-raise eats cancellation")
         found += [f"{name}:1: BOUNDARIES names an {what} that is gone" for what in granted]
     return found
@@ -178,11 +205,11 @@ def tasks() -> list[str]:
     found = []
     for name, path in sources("spl"):
         tree = ast.parse(path.read_text())
-        groups = _task_groups(tree)
+        groups = syntax.task_groups(tree)
         for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
-            called, owner = _called(node.func)
+            called, owner = syntax.called(node.func)
             if called in {"gather", "ensure_future"} and owner in {"", "asyncio"}:
                 found.append(f"{name}:{node.lineno}: {called} belongs to no TaskGroup")
             if called == "create_task" and owner.rpartition(".")[2] not in groups:
@@ -224,8 +251,53 @@ def constructors() -> list[str]:
         f"{name}:{node.lineno}: {node.name} takes {count} parameters, over {PARAMETERS_MAX}"
         for name, path in sources("spl")
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ClassDef) and (count := _parameters(node)) > PARAMETERS_MAX
+        if isinstance(node, ast.ClassDef) and (count := syntax.parameters(node)) > PARAMETERS_MAX
     ]
+
+
+def callbacks() -> list[str]:
+    """Return the constructors of public classes that take a function which HANDED gives no reason for."""
+    return [
+        f"{name}:{item.lineno}: {node.name} takes the function {argument.arg}; hand an object over"
+        for name, path in sources("spl")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+        for item in node.body
+        if isinstance(item, ast.FunctionDef) and item.name == "__init__"
+        for argument in (*item.args.args, *item.args.kwonlyargs)
+        if argument.annotation and "Callable[" in ast.unparse(argument.annotation) and argument.arg not in HANDED
+    ]
+
+
+def json_alias() -> list[str]:
+    """Return where a JSON object has no name: core/value.py calls it Json, and says what it is for."""
+    return [
+        f"{name}:{number}: {BARE_JSON} is Json of core/value, or a value"
+        for name, path in sources("spl")
+        if name != "spl/core/value.py"
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if BARE_JSON in line
+    ]
+
+
+def bounds() -> list[str]:
+    """Return the bounds outside `Limits` that no comment or docstring beside them explains."""
+    found = []
+    for name, path in sources("spl"):
+        if name.startswith(("spl/cli/", "spl/ui/")):  # what they show is cut to the screen
+            continue
+        text = path.read_text()
+        lines, body = text.splitlines(), ast.parse(text).body
+        for place, node in enumerate(body):
+            if not isinstance(node, ast.AnnAssign | ast.Assign) or not syntax.is_number(node.value):
+                continue
+            target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+            beside = body[place + 1] if place + 1 < len(body) else None
+            told = isinstance(beside, ast.Expr) and isinstance(beside.value, ast.Constant)
+            told = told or "#" in lines[node.lineno - 1] or lines[node.lineno - 2].startswith("#")
+            if not told and BOUNDING.fullmatch(ast.unparse(target)):
+                found.append(f"{name}:{node.lineno}: {ast.unparse(target)} bounds something; say what and why")
+    return found
 
 
 def class_names() -> list[str]:
@@ -234,7 +306,7 @@ def class_names() -> list[str]:
     found = []
     for name, path in sources("spl"):
         for node in ast.parse(path.read_text()).body:
-            for word in _named_types(node):
+            for word in syntax.named_types(node):
                 other = first.setdefault(word, name)
                 if other != name:
                     found.append(f"{name}:{node.lineno}: {word} is a class of {other}, too")
@@ -285,29 +357,6 @@ def _mirrored(parts: tuple[str, ...], modules: set[str]) -> str:
     return next((name for name in names if name in modules), names[0])
 
 
-def _named_types(node: ast.stmt) -> Iterator[str]:
-    """Yield the public class that a statement defines, or the alias of a type: a name in capitals and small letters."""
-    if isinstance(node, ast.ClassDef):
-        names = [node.name]
-    elif isinstance(node, ast.Assign) and not ast.unparse(node.value).startswith("TypeVar("):
-        names = [target.id for target in node.targets if isinstance(target, ast.Name) and not target.id.isupper()]
-    else:
-        return
-    yield from (name for name in names if name[0].isupper())
-
-
-def _parameters(node: ast.ClassDef) -> int:
-    """Return how many parameters the constructor takes; 0 for a value, a dataclass that is frozen or has no methods."""
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            return len(item.args.posonlyargs) + len(item.args.args) + len(item.args.kwonlyargs) - 1
-    dataclass = next((ast.unparse(line) for line in node.decorator_list if "dataclass" in ast.unparse(line)), "")
-    if not dataclass or "frozen=True" in dataclass or not any(isinstance(item, _FUNCTIONS) for item in node.body):
-        return 0
-    fields = (item for item in node.body if isinstance(item, ast.AnnAssign))
-    return sum(item.value is None for item in fields)
-
-
 def _mapped(text: str) -> dict[str, set[str]]:
     """Return folder -> entries of the map: each line `core/  what is in it`, then lines of `file  what it is`."""
     found: dict[str, set[str]] = {}
@@ -350,10 +399,10 @@ def codes() -> list[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named.add(node.value)
-            if isinstance(node, ast.Call) and node.args and _called(node.func)[0] in errors:
+            if isinstance(node, ast.Call) and node.args and syntax.called(node.func)[0] in errors:
                 found += [
                     f"{name}:{node.lineno}: {code!r} is not in CODES"
-                    for code in _literals(node.args[0])
+                    for code in syntax.literals(node.args[0])
                     if code not in known
                 ]
     return found + [
@@ -388,92 +437,17 @@ def _error_classes() -> set[str]:
     return found
 
 
-def _absolute_lines(tree: ast.AST) -> Iterator[int]:
-    """Yield the lines that import from our package by its absolute name."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            named = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            named = [node.module or ""]
-        else:
-            continue
-        if any(name.partition(".")[0] == layers.PACKAGE for name in named):
-            yield node.lineno
-
-
-def _literals(node: ast.expr) -> Iterator[str]:
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        yield node.value
-    elif isinstance(node, ast.IfExp):
-        yield from _literals(node.body)
-        yield from _literals(node.orelse)
-
-
-def _swallows(node: ast.AST) -> str:
-    """Return how an exception of any kind ends at this node; "" if none does."""
-    if isinstance(node, ast.ExceptHandler):
-        return "except Exception" if "Exception" in _caught(node.type) else ""
-    if not isinstance(node, _FUNCTIONS) or node.name not in {"__exit__", "__aexit__"}:
-        return ""
-    values = [item.value for item in ast.walk(node) if isinstance(item, ast.Return)]
-    return node.name if any(value and ast.unparse(value) not in {"None", "False"} for value in values) else ""
-
-
-def _eats_cancellation(node: ast.AST) -> bool:
-    """Return whether the node is a catch-all that does not re-raise."""
-    if not isinstance(node, ast.ExceptHandler) or isinstance(node.body[-1], ast.Raise):
-        return False
-    return not _caught(node.type).isdisjoint({"", "BaseException"})
-
-
-def _caught(node: ast.expr | None) -> set[str]:
-    """Return the names of the exceptions an except clause takes; {""} for a bare one."""
-    if node is None:
-        return {""}
-    return {ast.unparse(item) for item in (node.elts if isinstance(node, ast.Tuple) else [node])}
-
-
-def _called(node: ast.expr) -> tuple[str, str]:
-    """Return (function name, text of what it is called on) of a call."""
-    if isinstance(node, ast.Attribute):
-        return node.attr, ast.unparse(node.value)
-    return (node.id, "") if isinstance(node, ast.Name) else ("", "")
-
-
-def _task_groups(tree: ast.AST) -> set[str]:
-    """Return the last name of everything that a file binds to, or annotates as, a TaskGroup."""
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        target: ast.AST | str | None = None
-        if isinstance(node, ast.withitem) and "TaskGroup(" in ast.unparse(node.context_expr):
-            target = node.optional_vars
-        elif isinstance(node, ast.arg) and node.annotation and "TaskGroup" in ast.unparse(node.annotation):
-            target = node.arg
-        elif isinstance(node, ast.AnnAssign) and "TaskGroup" in ast.unparse(node.annotation):
-            target = node.target
-        if target is not None:
-            found.add((target if isinstance(target, str) else ast.unparse(target)).rpartition(".")[2])
-    return found
-
-
-def _code_lines(text: str) -> set[int]:
-    """Return the numbers of the lines that hold code: no blank lines, comments or docstrings."""
-    skipped: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            skipped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    lines = enumerate(text.splitlines(), 1)
-    return {number for number, line in lines if line.strip() and not line.lstrip().startswith("#")} - skipped
-
+RULES: Final[tuple[Rule, ...]] = (
+    sizes, import_style, boundaries, tasks, names, language, constructors, callbacks, json_alias, bounds, class_names,
+    listing, mirror, codes,
+)  # fmt: skip
 
 PARTS: Final[dict[str, Callable[[list[str]], int | None]]] = {
     "format": tool("ruff", "format", "--check", "--quiet", "spl", "tools", "tests"),
     "lint": tool("ruff", "check", "--output-format=concise", "spl", "tools", "tests"),
     "types": tool("mypy"),
     "layers": report(lambda: layers.breaches(ROOT)),
-    "rules": report(
-        sizes, import_style, boundaries, tasks, names, language, constructors, class_names, listing, mirror, codes
-    ),
+    "rules": report(*RULES),
     "tests": tool("pytest"),
 }
 

@@ -5,9 +5,9 @@ methods that nobody calls, besides what compiling them cost each start.  Here a 
 `__init__`, and shares the others.  Type checkers see the standard one.  Of its options those exist that the product
 uses; `dataclasses.replace`, `fields` and the rest of the standard library take these classes for its own.
 
-Facts, status and findings pass between modules as such values.  A `dict[str, object]` is the JSON of a wire form and
-stands at its edge alone: what `to_json` and `to_body` return, the fields of a message before they are signed, the
-members of a log line, a step that a command prints.
+Facts, status and findings pass between modules as such values.  `Json` is the one name of a JSON object that we make,
+and stands at the edge alone: what `to_json` and `to_body` return, the fields of a message before they are signed, the
+members of a log line, a row that a route answers or a command prints.
 
 Rejected: named tuples (equal to any tuple, and iterable by accident), `__slots__` and `__init__` by hand.
 
@@ -20,7 +20,10 @@ from operator import attrgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, ClassVar, Final, get_origin
 
-__all__ = ["asdict", "dataclass", "field", "replace"]
+__all__ = ["Json", "asdict", "dataclass", "field", "replace"]
+
+Json = dict[str, object]
+"""A JSON object on its way out: its keys are those of a wire form, a stored body or an answer."""
 
 MISSING: Final[Any] = object()
 """Stands for a default that was not given."""

@@ -14,6 +14,7 @@ NINE = "a, b, c, d, e, f, g, h, i"
 WIDE = "class A:\n    def __init__(self, " + NINE + ") -> None: ...\n"
 BAG = "@dataclass(slots=True)\nclass A:\n" + "".join(f"    {name}: int\n" for name in NINE.split(", "))
 BAG += "    def f(self) -> int: ...\n"
+TOLD = "class A:\n    def __init__(self, tell: Callable[[], None]) -> None: ...\n"
 VALUE = BAG.replace("slots=True", "frozen=True, slots=True")
 MAP = '"""The map.\n\n    a/  what a does\n        one gone  two words\n        two\n\nMore.\n"""\n'
 EXIT = "def __exit__(self, kind, exc, trace):\n"
@@ -78,6 +79,15 @@ def write(tmp_path: Path) -> Callable[[str, str], None]:
         ("constructors", "spl/a.py", WIDE, ["spl/a.py:1: A takes 9 parameters, over 8"]),
         ("constructors", "spl/a.py", WIDE.replace("a, ", "*, "), []),
         ("constructors", "spl/a.py", BAG, ["spl/a.py:2: A takes 9 parameters, over 8"]),
+        ("callbacks", "spl/a.py", TOLD, ["spl/a.py:2: A takes the function tell; hand an object over"]),
+        ("callbacks", "spl/a.py", TOLD.replace("tell", "now_ms"), []),
+        ("callbacks", "spl/a.py", TOLD.replace("class A", "class _A"), []),
+        ("json_alias", "spl/a.py", "def f() -> dict[str, object]: ...\n", 1),
+        ("json_alias", "spl/core/value.py", "Json = dict[str, object]\n", []),
+        ("bounds", "spl/a.py", "NAMES_MAX: Final = 8\n", ["spl/a.py:1: NAMES_MAX bounds something; say what and why"]),
+        ("bounds", "spl/a.py", "NAMES_MAX: Final = 8 * KIB  # of one page\n", []),
+        ("bounds", "spl/a.py", 'NAMES_MAX: Final = 8\n"""Of one page."""\n', []),
+        ("bounds", "spl/a.py", 'NAMES_MAX: Final = "b"\nNAMES: Final = 3\n', []),
         ("constructors", "spl/a.py", VALUE, []),
         ("mirror", "tests/test_gone.py", "", ["tests/test_gone.py:1: there is no spl/gone.py"]),
         ("mirror", "spl/core/a.py", "", ["spl/core/a.py:1: no test file mirrors it"]),

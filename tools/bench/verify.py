@@ -32,12 +32,12 @@ from spl.home.log import Entry, Log
 from spl.home.writer import Writer
 from spl.net.client import Reply
 from spl.sync.changes import Feed
-from spl.sync.fingerprints import Fingerprints
-from spl.sync.holdings import PairTerms
+from spl.sync.compare.fingerprints import Fingerprints
+from spl.sync.compare.holdings import PairTerms
+from spl.sync.compare.reconcile import Reconcile
 from spl.sync.ingest import Ingest, Taken
 from spl.sync.peer import FINGERPRINTS
 from spl.sync.push import Push
-from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
 from spl.sync.scope import Scope
 from spl.sync.source import OutgoingForm
