@@ -30,14 +30,14 @@ from spl.net.client import HttpClient, Reply
 from spl.net.dialer import DialPolicy
 from spl.net.routes import parse_query
 from spl.net.sse import Event, EventParser
-from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.changes import Feed, whole
-from spl.sync.fingerprints import Fingerprints
+from spl.sync.compare.anti_entropy import AntiEntropy
+from spl.sync.compare.fingerprints import Fingerprints
+from spl.sync.compare.reconcile import Reconcile
 from spl.sync.ingest import Ingest
 from spl.sync.peer import PeerClient
 from spl.sync.push import Push
 from spl.sync.reach import Reaches
-from spl.sync.reconcile import Reconcile
 from spl.sync.schedule import Sync
 from spl.sync.source import Query
 from tests.counting import stepped

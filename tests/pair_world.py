@@ -37,9 +37,10 @@ from spl.net.dialer import DialPolicy
 from spl.net.routes import Request
 from spl.pairing.machine import Pairs
 from spl.pairing.service import Pace, Pairing, PairOptions
-from spl.sync.anti_entropy import AntiEntropy
 from spl.sync.budget import IntakeBudget
+from spl.sync.compare.anti_entropy import AntiEntropy
 from spl.sync.peer import PeerClient
+from spl.sync.reach import Reaches
 from spl.sync.schedule import Sync
 from tests.waiting import DEADLINE_S, until
 
@@ -137,7 +138,7 @@ class Node:
         pairs = Pairs(
             self.home,
             published,
-            IntakeBudget(self.world.limits.intake_day_bytes, {}),
+            IntakeBudget(self.home.writer, self.world.limits.intake_day_bytes, {}),
             now_ms=self.world.now_ms,
             steady_ms=self.world.steady_ms,
             random_bytes=random_bytes,
@@ -147,8 +148,9 @@ class Node:
             Pace(poll_s=0.005, housekeeping_s=0.02),
         )  # fmt: skip
         self.auth = Auth(
-            self.home.writer, self.home.vault, Settings(self.config), self.config.limits, self.world.now_ms
-        )
+            self.home.writer, self.home.vault, Settings(self.config), Reaches(5, self.world.now_ms), self.config.limits,
+            self.world.now_ms,
+        )  # fmt: skip
         self.stop = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self.pairing.run(self.stop))
 
@@ -223,7 +225,7 @@ class Node:
             self.home.writer.submit(items).result(DEADLINE_S)
 
     async def pair(self, other: "Node", **options: object) -> list[dict[str, object]]:
-        return [step async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]
+        return [step.to_json() async for step in self.pairing.pair(other.url + "/", PairOptions(**options))]  # type: ignore[arg-type]
 
     def _write(self) -> None:
         try:

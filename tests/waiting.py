@@ -9,10 +9,17 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from spl.sync.notify import Notifier
+
 DEADLINE_S: Final = 60.0
 """Far beyond any healthy run: it ends a test that would hang."""
 _THREAD_LOOKS_S: Final = 0.02
 _LOOP_LOOKS_S: Final = 0.001
+
+
+def waiters(notifier: Notifier) -> int:
+    """Return how many wait for commits."""
+    return len({event for events in notifier._waiting.values() for event in events})
 
 
 def eventually(check: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:

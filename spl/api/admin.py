@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import program
 from ..core import when
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.pair.modes import ON_DEMAND, POLLING
 from ..core.pair.pair import Pair
 from ..core.record import namespace
-from ..core.value import asdict, replace
+from ..core.value import Json, asdict, replace
 from ..core.version import VERSION
 from ..home.home import identity_facts
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
+from ..host import program
 from ..net.routes import Request, Response
 from ..pairing.exchange import MANIFEST_PATH
 from ..pairing.names import pair_named
@@ -38,7 +38,7 @@ TOKENS_NAMED: Final = 5
 def health(request: Request, principal: Principal, services: Services) -> Response:
     """GET /health: that the daemon answers, and who it is; open to anyone."""
     identity = services.vault.identity
-    value: dict[str, object] = {
+    value: Json = {
         "status": "readonly" if services.store.readonly or services.store.full else "ok",
         "version": VERSION,
         "did": identity.did if identity else None,
@@ -69,7 +69,7 @@ def status(request: Request, principal: Principal, services: Services) -> Respon
     return json_response(status_of(services, [item.to_json() for item in found]))
 
 
-def status_of(services: Services, attention: list[dict[str, object]]) -> dict[str, object]:
+def status_of(services: Services, attention: list[Json]) -> Json:
     """Return the daemon on one page, with what needs attention."""
     identity, stats, pairs = services.vault.identity, services.store.stats(), services.views.pairs
     reading = {pair_id: services.sync.status(pair_id) for pair_id, item in pairs.items() if item.live}
@@ -90,7 +90,7 @@ def status_of(services: Services, attention: list[dict[str, object]]) -> dict[st
         "pairs": {"total": len(pairs), **Counter(str(item.phase) for item in pairs.values())},
         "lag": {
             "worst_pair_id": worst[1], "lag_records": worst[0], "oldest_pair_id": oldest[1],
-            "oldest_confirmed_at": oldest[0] or None, **services.feed.lag_ms(),
+            "oldest_confirmed_at": oldest[0] or None, **services.feed.lags.ms(),
             "polls_ms": sorted({item.poll_interval_ms for item in pairs.values() if _polls(item)}),
         },
         "queue": {
@@ -149,7 +149,7 @@ async def identity_generate(request: Request, principal: Principal, services: Se
     return json_response(identity_of(services))
 
 
-def identity_of(services: Services) -> dict[str, object]:
+def identity_of(services: Services) -> Json:
     """Return the identity's public facts; raise "identity-missing"."""
     identity = services.vault.identity
     if identity is None:
@@ -200,7 +200,7 @@ async def tokens_revoke(request: Request, principal: Principal, services: Servic
     return json_response({**facts, "already": already, "revoked": [token.token_id for token in tokens]})
 
 
-def _new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.Token, str]:
+def _new_token(services: Services, fields: Json) -> tuple[bearer.Token, str]:
     """Return a token and its plaintext from the request's fields; raise "bad-field"."""
     scopes = bearer.check_scopes(texts(fields.get("scopes"), "scopes"))
     names = texts(fields.get("namespaces", []), "namespaces")
@@ -235,7 +235,7 @@ def _new_token(services: Services, fields: dict[str, object]) -> tuple[bearer.To
     return token, text
 
 
-def token_facts(token: bearer.Token, now_ms: int) -> dict[str, object]:
+def token_facts(token: bearer.Token, now_ms: int) -> Json:
     """Return what people may see of a token."""
     state = "revoked" if token.revoked else "expired" if token.expires_at_ms <= now_ms else "live"
     facts = {name: value for name, value in bearer.mint_body(token).items() if name != "hash"}

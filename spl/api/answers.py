@@ -19,9 +19,9 @@ SCRIPT: Final = "text/javascript; charset=utf-8"
 PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 CONFIG: Final = "config:"
 """What the names of resources of the configuration begin with."""
-TEXTS_MAX: Final = 64
+TEXTS_MAX: Final = 64  # of a list: as many as a pair has namespaces
 TEXT_CHARS_MAX: Final = 256
-"""Of one list in a request: as many as a pair has namespaces, each as long as the name of a thread."""
+"""Of each text in it: as the name of a thread."""
 
 
 def json_response(value: object, status: int = 200) -> Response:

@@ -22,11 +22,12 @@ from ..home.vault import Vault
 from ..home.writer import Writer
 from ..net.address import is_loopback
 from ..net.routes import Request
+from ..sync.reach import Reaches
 
 KNOWN_MAX: Final = 256
 """Bearer texts whose tokens are cached while no token changes; hashing one takes 5 us of each request."""
 
-_COOKIES_MAX: Final = 8
+_COOKIES_MAX: Final = 8  # of one name; each may cost a look at the sessions
 KEPT_MS: Final = 3_600_000
 """For so long a proof is remembered, at 0.1 KiB; a quiet peer sends 200 in that time.  Clocks step back by less."""
 PROOFS_MIN: Final = 32
@@ -138,15 +139,15 @@ class Auth:
         writer: Writer,
         vault: Vault,
         settings: Settings,
+        reaches: Reaches,
         limits: Limits,
         now_ms: Callable[[], int],
         *,
         insecure: bool = False,
-        on_refused: Callable[[str], None] = lambda pair_id: None,
     ) -> None:
-        """`on_refused` is called with the pair of a request by a token of a pair that is refused."""
+        """`reaches` is told of which pair a token came with a request that is refused."""
         self._writer, self._vault, self._limits, self._now_ms = writer, vault, limits, now_ms
-        self._insecure, self._settings, self._on_refused = insecure, settings, on_refused
+        self._insecure, self._settings, self._reaches = insecure, settings, reaches
         self._floor_ms = now_ms() + bearer.PROOF_AHEAD_MS
         self._proofs: dict[str, _Proofs] = {}
         self._swept_ms = now_ms()
@@ -204,7 +205,7 @@ class Auth:
         if bearer.holds(principal.scopes, scope) or any(bearer.holds(principal.scopes, each) for each in others):
             return
         if principal.pair_id:
-            self._on_refused(principal.pair_id)
+            self._reaches.arrived(principal.pair_id)
         needs = " or ".join((scope, *others))
         if principal.namespaces and scope in bearer.UNBOUND:
             text = f"this needs the scope {needs}, which a token bound to namespaces does not hold"
@@ -239,7 +240,7 @@ class Auth:
             try:
                 return self._peer(request, body, text, token)
             except SplError:
-                self._on_refused(token.pair_id)
+                self._reaches.arrived(token.pair_id)
                 raise
         found = self._holders.get((text, request.address))
         if found is not None and found[0] is token:
@@ -266,7 +267,7 @@ class Auth:
                 known.clear()
             known[text] = token
         if token.expired(self._now_ms()):
-            self._on_refused(token.pair_id)
+            self._reaches.arrived(token.pair_id)
             raise AuthError("auth-invalid", f"the bearer token {token.token_id} is expired", reason="token-expired")
         return token
 
@@ -280,7 +281,7 @@ class Auth:
         if token is None or not same(token.hash, wanted):
             raise AuthError("auth-invalid", "the bearer token is unknown here", reason="token-unknown")
         if token.revoked:
-            self._on_refused(token.pair_id)
+            self._reaches.arrived(token.pair_id)
             raise AuthError("auth-invalid", f"the bearer token {token.token_id} is revoked", reason="token-revoked")
         return token
 

@@ -1,21 +1,24 @@
 """Consent over the API: what is shared across each pair, and our operator's word on it."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
 from ..core import consent
 from ..core.identity.did import label_of
 from ..core.pair.pair import Pair
 from ..core.record import levels, record
 from ..core.record.levels import level_of
+from ..core.value import Json
 from ..home import projections
 from ..net.routes import Request, Response
 from ..pairing.names import pair_named
-from . import sinks
 from .answers import field_error, json_response, list_response, members, number
 from .auth import Principal
 from .services import Services
+
+if TYPE_CHECKING:
+    from ..engine.sinks import Sink
 
 LIMIT_DEFAULT: Final = 100
 LIMIT_MAX: Final = 1000
@@ -31,7 +34,7 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     return list_response(rows_of(services, pair_named(services.views.pairs, ref) if ref else None))
 
 
-def rows_of(services: Services, only: Pair | None = None) -> list[dict[str, object]]:
+def rows_of(services: Services, only: Pair | None = None) -> list[Json]:
     """Return the grants of one pair, or of all and of the sinks."""
     rows = []
     for pair in [only] if only else [pair for pair in services.views.pairs.values() if not pair.ended]:
@@ -39,15 +42,15 @@ def rows_of(services: Services, only: Pair | None = None) -> list[dict[str, obje
         grants, spaces = services.pairing.handover.grants.of(pair), services.views.namespaces
         lines = (*consent.lines(pair, grants, spaces, label_of(pair.peer_did)), *consent.agreed(pair, grants, spaces))
         rows += [{**head, **line.to_json()} for line in sorted(lines, key=lambda line: line.direction, reverse=True)]
-    return rows if only else [*rows, *(row for sink in sinks.rows(services) for row in _shared(sink))]
+    return rows if only else [*rows, *(row for sink in services.engines.all() for row in _shared(sink))]
 
 
-def _shared(sink: Mapping[str, Any]) -> Iterator[dict[str, object]]:
+def _shared(sink: "Sink") -> Iterator[Json]:
     """Yield what a sink shares, in the form of grants."""
-    level = levels.NAMES[levels.EXACT] if sink["state"] == "active" else consent.WITHDRAWN
-    for name in sink["namespaces"]:
+    level = levels.NAMES[levels.EXACT] if sink.phase == "active" else consent.WITHDRAWN
+    for name in sink.namespaces:
         row = consent.GrantRow(consent.OUT, name, name, level, level, 0)
-        yield {"object": "grant", "pair_id": None, "peer_did": None, "sink": sink["name"], **row.to_json()}
+        yield {"object": "grant", "pair_id": None, "peer_did": None, "sink": sink.name, **row.to_json()}
 
 
 async def grant(request: Request, principal: Principal, services: Services) -> Response:
@@ -71,7 +74,7 @@ async def revoke(request: Request, principal: Principal, services: Services) -> 
     return await _said(services, found, name, held.maps if held is not None else name, None)
 
 
-def lines_of(services: Services, found: Pair) -> list[dict[str, object]]:
+def lines_of(services: Services, found: Pair) -> list[Json]:
     """Return the grants of a pair as its detail form has them."""
     grants = services.pairing.handover.grants.of(found)
     return [

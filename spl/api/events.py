@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 from ..core import when
 from ..core.pair.pair import Pair
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.views import THREAD_PAIRS, THREAD_TOKENS
 from ..net.routes import Request, Response
@@ -57,7 +57,7 @@ def shared_rows(services: Services) -> "Rows":
     return rows
 
 
-def row_of(services: Services, pair: Pair) -> dict[str, object]:
+def row_of(services: Services, pair: Pair) -> Json:
     """Return the pair as in the list, with how far we are, its findings, and why what waits does not move."""
     view = services.doctor.overview(pair)
     return {
@@ -70,11 +70,11 @@ def row_of(services: Services, pair: Pair) -> dict[str, object]:
     }
 
 
-NamedEvent = tuple[str, dict[str, object]]
+NamedEvent = tuple[str, Json]
 """Name and value of an event."""
 
 
-def _daemon_of(services: Services) -> dict[str, object]:
+def _daemon_of(services: Services) -> Json:
     identity = services.vault.identity
     return {
         "object": "daemon",
@@ -88,8 +88,8 @@ def _daemon_of(services: Services) -> dict[str, object]:
 class _Row:
     """The last event of one pair, or of the daemon; `meaning` is it without what moves all the time."""
 
-    value: dict[str, object]
-    meaning: dict[str, object]
+    value: Json
+    meaning: Json
     number: int
     changed_s: float
 
@@ -150,13 +150,13 @@ class Rows:
                 self._take(pair_id, {**row_of(self._services, pair), "findings": []}, now_s)
         self._looked_s, self._cost_s = now_s, perf_counter() - began_s
 
-    def snapshot(self) -> dict[str, object]:
+    def snapshot(self) -> Json:
         """Return everything but the pairs that have ended, unless `status` shows the end as a finding."""
         rows = (row.value for pair_id, row in self._rows.items() if pair_id)
         pairs = [value for value in rows if value["state"] != "revoked" or value["findings"]]
         return {"daemon": self._rows[""].value, "pairs": pairs}
 
-    def by_pair(self) -> dict[str, dict[str, object]]:
+    def by_pair(self) -> dict[str, Json]:
         """Return the rows of the pairs by their ids, those that have ended too."""
         return {pair_id: row.value for pair_id, row in self._rows.items() if pair_id}
 
@@ -170,7 +170,7 @@ class Rows:
             if row.number > number:
                 yield row.number, ("pair" if pair_id else "daemon", row.value)
 
-    def _take(self, key: str, value: dict[str, object], now_s: float) -> None:
+    def _take(self, key: str, value: Json, now_s: float) -> None:
         meaning = {name: item for name, item in value.items() if name not in _TIMES}
         before = self._rows.get(key)
         is_same = before is not None and before.meaning == meaning

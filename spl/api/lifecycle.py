@@ -10,7 +10,7 @@ from ..core.pair.modes import ENGINE, POLLING
 from ..core.pair.pair import ESTABLISHED, Pair
 from ..core.record import filter as filter_
 from ..core.record.filter import PairFilter
-from ..core.value import replace
+from ..core.value import Json, replace
 from ..home.views import THREAD_TOKENS
 from ..home.writes import Own
 from ..net.routes import Request, Response
@@ -51,7 +51,7 @@ async def identity_import(request: Request, principal: Principal, services: Serv
 # -- pairs
 
 
-async def resume(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def resume(request: Request, services: Services, found: Pair) -> Json:
     """Take {reason?, resync?}: with `resync` all is read from the start, now; return how many records were new.
 
     The pair may bring in another day's bytes, whether it was paused or not.
@@ -64,14 +64,14 @@ async def resume(request: Request, services: Services, found: Pair) -> dict[str,
     return {**changed, "records": await services.sync.pull(found.pair_id, resync=True)}
 
 
-async def refresh(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def refresh(request: Request, services: Services, found: Pair) -> Json:
     """Take {expect_key?, url?}: the peer's key as its operator told it, multibase or six words; where it is now."""
     fields = members(request, {"expect_key": str, "url": str})
     await services.pairing.refresh(found.pair_id, fields.get("expect_key", ""), fields.get("url", ""))
     return {}
 
 
-async def mode(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def mode(request: Request, services: Services, found: Pair) -> Json:
     """Take {mode, both?}: how we fetch; with `both` the peer is asked to fetch from us in the same mode.
 
     Ours is set in any case; `asked` says what came of the question: {mode, error}, error None if the peer does so.
@@ -88,7 +88,7 @@ async def mode(request: Request, services: Services, found: Pair) -> dict[str, o
     return {**left, "asked": {"mode": fields["mode"], "error": None}}
 
 
-async def carrier(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def carrier(request: Request, services: Services, found: Pair) -> Json:
     """Take {url, creds?, ca?}: a stream engine that the records come from; with url "none" they are polled for.
 
     `consumers` says what became of those at the server that the pair was read from before.
@@ -100,7 +100,7 @@ async def carrier(request: Request, services: Services, found: Pair) -> dict[str
     if wanted["url"] != "none":
         await services.engines.check_carrier(wanted)
 
-    def changes(pair: Pair) -> dict[str, object]:
+    def changes(pair: Pair) -> Json:
         if wanted["url"] != "none":
             return {"mode": ENGINE, "carrier": wanted}
         return {"mode": POLLING} if pair.mode == ENGINE else {}
@@ -112,7 +112,7 @@ async def carrier(request: Request, services: Services, found: Pair) -> dict[str
     return {}
 
 
-async def revoke(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def revoke(request: Request, services: Services, found: Pair) -> Json:
     """Take {reason?, block?}; return the pairs through which records of the peer may still arrive."""
     fields = members(request, {"reason": str, "block": bool})
     await services.pairing.revoke(found.pair_id, fields.get("reason", ""), block=fields.get("block", False))
@@ -124,7 +124,7 @@ async def revoke(request: Request, services: Services, found: Pair) -> dict[str,
     return {**left, "blocked": blocked, "hubs": [{"pair_id": hub.pair_id, "peer_did": hub.peer_did} for hub in hubs]}
 
 
-async def set_token(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def set_token(request: Request, services: Services, found: Pair) -> Json:
     """Take {token}: one that the peer minted for this pair; it is used after a request with it succeeded."""
     text = members(request, {"token": str}).get("token", "")
     if not text:
@@ -133,14 +133,14 @@ async def set_token(request: Request, services: Services, found: Pair) -> dict[s
     return {}
 
 
-async def rotate_tokens(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def rotate_tokens(request: Request, services: Services, found: Pair) -> Json:
     """Replace both tokens of the pair; the peer's one ends once it has asked for a successor."""
     members(request, {})
     await services.pairing.rotate_tokens(found.pair_id)
     return {}
 
 
-async def relay(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def relay(request: Request, services: Services, found: Pair) -> Json:
     """Take {relay}: whether we send what other instances signed; it holds at once, for what we send."""
     fields = members(request, {"relay": bool})
     if "relay" not in fields:
@@ -148,7 +148,7 @@ async def relay(request: Request, services: Services, found: Pair) -> dict[str, 
     return await _filter(services, found, lambda held: replace(held, relay=fields["relay"]))
 
 
-async def thread_allow(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def thread_allow(request: Request, services: Services, found: Pair) -> Json:
     """Take {threads, remove?} or {clear}: threads that are sent, others only if the rule is true."""
     fields = members(request, {"threads": list, "remove": bool, "clear": bool})
     threads, remove = texts(fields.get("threads", []), "threads", filter_.THREADS_MAX), fields.get("remove", False)
@@ -160,7 +160,7 @@ async def thread_allow(request: Request, services: Services, found: Pair) -> dic
     return await _filter(services, found, lambda held: filter_.allowing(held, threads, limits, remove=remove))
 
 
-async def thread_rule(request: Request, services: Services, found: Pair) -> dict[str, object]:
+async def thread_rule(request: Request, services: Services, found: Pair) -> Json:
     """Take {expression}: which records are sent besides those of the allowed threads; "" removes the rule."""
     fields = members(request, {"expression": str})
     if "expression" not in fields:
@@ -170,12 +170,12 @@ async def thread_rule(request: Request, services: Services, found: Pair) -> dict
     return await _filter(services, found, lambda held: replace(held, thread_rule=rule))
 
 
-async def _filter(services: Services, found: Pair, change: Callable[[PairFilter], PairFilter]) -> dict[str, object]:
+async def _filter(services: Services, found: Pair, change: Callable[[PairFilter], PairFilter]) -> Json:
     await services.pairing.configure(found.pair_id, lambda pair: filter_.changes(pair.filter, change(pair.filter)))
     return {}
 
 
-ACTIONS: Final[dict[str, Callable[[Request, Services, Pair], Awaitable[dict[str, object]]]]] = {
+ACTIONS: Final[dict[str, Callable[[Request, Services, Pair], Awaitable[Json]]]] = {
     "resume": resume,
     "refresh": refresh,
     "mode": mode,
@@ -233,7 +233,7 @@ async def token_rotate(request: Request, principal: Principal, services: Service
 async def tokens_rotate(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/tokens/rotate: both tokens of every live pair, each pair with its own result."""
     members(request, {})
-    rows: list[dict[str, object]] = []
+    rows: list[Json] = []
     for pair in [pair for pair in services.views.pairs.values() if type(pair.state) in ESTABLISHED]:
         try:
             after = await services.pairing.rotate_tokens(pair.pair_id)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from ..core import canon
+from ..core.value import Json
 from ..net.routes import Response
 from ..net.sse import MEDIA_TYPE, encode_event, one_line
 from ..sync.notify import Notifier
@@ -20,7 +21,7 @@ def streamed(events: AsyncIterator[bytes], headers: tuple[tuple[str, str], ...] 
     return Response(body=events, content_type=MEDIA_TYPE, headers=(*STREAM_HEADERS, *headers))
 
 
-def sse_event(name: str, value: dict[str, object], seq: int | None = None) -> bytes:
+def sse_event(name: str, value: Json, seq: int | None = None) -> bytes:
     """Return one event; `seq` becomes its id."""
     return encode_event(name, one_line(canon.told(value)), "" if seq is None else str(seq))
 

@@ -16,9 +16,9 @@ from math import nan
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from ..core import when
 from ..core.errors import printable
 from ..core.identity.did import PREFIX, label_of
+from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair, Phase
 from ..core.recent import Histogram
 from ..core.version import VERSION
@@ -26,7 +26,6 @@ from ..doctor.catalogue import CATALOGUE, FAIL
 from ..doctor.examine import Doctor
 from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
-from . import sinks
 from .admin import service_findings
 from .answers import PROMETHEUS, records_kept
 from .auth import Principal
@@ -181,21 +180,19 @@ def _daemon(families: _Families, services: Services) -> None:
 
 def _sinks(families: _Families, services: Services) -> None:
     """Add what concerns single sinks, of which there are a few; a daemon without one shows no family of them."""
-    for row in sinks.rows(services):
-        name, acked_at, lag = str(row["name"]), row["last_acked_at"], row["lag_records"]
-        families.one("spl_sink_open", "1 while the sink's way is open.", bool(row["open"]), sink=name)
-        families.one(
-            "spl_sink_lag_records", "Records that wait for the sink.", lag if isinstance(lag, int) else None, sink=name
-        )
-        acked_s = when.ms_of(str(acked_at)) / 1000 if acked_at else None
-        families.one("spl_sink_last_acked_timestamp_seconds", "When records were last confirmed.", acked_s, sink=name)
-    for pair_id, carrier in sinks.carrier_rows(services):
-        families.one(
-            "spl_carrier_open", "1 while the pair is read from its engine.", bool(carrier["open"]), pair=pair_id
-        )
-        received = carrier["received_records"]
+    engines, pairs, one = services.engines, services.views.pairs, families.one
+    for sink in engines.all():
+        name, state = sink.name, engines.sinks.state(sink)
+        one("spl_sink_open", "1 while the sink's way is open.", state.is_open, sink=name)
+        lag = engines.sinks.lag_records(sink)
+        one("spl_sink_lag_records", "Records that wait for the sink.", lag, sink=name)
+        acked_s = state.confirmed_ms / 1000 if state.confirmed_ms is not None else None
+        one("spl_sink_last_acked_timestamp_seconds", "When records were last confirmed.", acked_s, sink=name)
+    for pair_id in [pair_id for pair_id, pair in pairs.items() if pair.mode == ENGINE] if engines.carrying else ():
+        carrier = engines.carriers.state(pair_id)
+        one("spl_carrier_open", "1 while the pair is read from its engine.", carrier.is_open, pair=pair_id)
         text = "Records that came by the engine since the carrier began."
-        families.one("spl_carrier_records", text, received if isinstance(received, int) else None, pair=pair_id)
+        one("spl_carrier_records", text, carrier.received, pair=pair_id)
 
 
 class _Pairs:
@@ -227,7 +224,7 @@ class _Pairs:
             f'spl_pair_records_total{{{of},direction="in"}} {_number(came)}\n'
             f'spl_pair_records_total{{{of},direction="out"}} {_number(went)}'
         )
-        self._lags.append(_histogram("spl_pair_lag_seconds", self._feed.lag_histogram(pair_id), of, LAG_BUCKETS))
+        self._lags.append(_histogram("spl_pair_lag_seconds", self._feed.lags.histogram(pair_id), of, LAG_BUCKETS))
 
 
 _STATES: Final = {

@@ -13,6 +13,7 @@ from ..core.pair.pair import Pair
 from ..core.record import namespace
 from ..core.record.levels import NAMES
 from ..core.record.namespace import ACTIVE, ARCHIVED, DEFAULT, Namespace, NamespaceError
+from ..core.value import Json
 from ..home.tables.lists import by_namespace
 from ..home.views import THREAD_NAMESPACES
 from ..home.writes import Own
@@ -186,7 +187,7 @@ def _detail(services: Services, found: Namespace) -> dict[str, Any]:
     return {**_facts(services, found), "unusable": unusable, "pairs": pairs, "tokens": tokens}
 
 
-def _sharing(services: Services, pair: Pair, name: str) -> dict[str, object]:
+def _sharing(services: Services, pair: Pair, name: str) -> Json:
     """Return how a pair shares the namespace; `level` None while nothing flows, such as from an archived one."""
     grants = consent.grants_of(services.views.consents, pair)
     shares = consent.outbound(pair, grants, services.views.namespaces)

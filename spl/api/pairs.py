@@ -13,6 +13,7 @@ from ..core.pair.pair import Pair
 from ..core.pair.state import IN_TOUCH, maps_to_json
 from ..core.pair.status import PairStatus
 from ..core.presence import OFFLINE_S
+from ..core.value import Json
 from ..doctor.overview import PairOverview
 from ..net.routes import Request, Response
 from ..pairing.names import pair_named, request_named
@@ -80,7 +81,7 @@ def pair(request: Request, principal: Principal, services: Services) -> Response
 async def _steps(services: Services, url: str, options: PairOptions) -> AsyncIterator[bytes]:
     try:
         async for step in services.pairing.pair(url, options):
-            yield canon.told(step) + b"\n"
+            yield canon.told(step.to_json()) + b"\n"
     except SplError as exc:
         yield canon.told({"step": "error", "error": exc.to_json()}) + b"\n"
 
@@ -97,7 +98,7 @@ def show(request: Request, principal: Principal, services: Services) -> Response
     return json_response(_seen_by(principal, detail(services, pair_named(services.views.pairs, request.params["ref"]))))
 
 
-def _seen_by(principal: Principal, value: Mapping[str, object]) -> dict[str, object]:
+def _seen_by(principal: Principal, value: Mapping[str, object]) -> Json:
     """Return a pair's page as the principal may see it: paths of this machine are for admins."""
     found = dict(value)
     for name, hidden in _PATHS.items() if not is_admin(principal) else ():
@@ -126,7 +127,7 @@ async def act(request: Request, principal: Principal, services: Services) -> Res
 async def sync_all(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/sync: sync every pair that is neither paused nor revoked; each with its own result."""
     members(request, {})
-    rows: list[dict[str, object]] = []
+    rows: list[Json] = []
     for found in services.views.pairs.values():
         if found.sync_allowed:
             try:
@@ -136,7 +137,7 @@ async def sync_all(request: Request, principal: Principal, services: Services) -
     return list_response(rows)
 
 
-async def _synced(services: Services, found: Pair, thread: str = "") -> dict[str, object]:
+async def _synced(services: Services, found: Pair, thread: str = "") -> Json:
     """Pull, and push if the peer cannot dial us; return {records, pushed}, what was new here and there.
 
     Raises the error of the pull or the push; if only the peer can dial, with what to do on its side.
@@ -179,7 +180,7 @@ async def decide(request: Request, principal: Principal, services: Services) -> 
     return json_response(_request(services, services.views.requests[found.request_id]))
 
 
-def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, object]:
+def _request(services: Services, found: pairs.ApprovalRequest) -> Json:
     """Return a request with `agrees`: what is agreed, or would be if it were approved as it stands.
 
     `start` in it is "beginning" if the peer also gets the records that the namespaces hold already, else "present".
@@ -203,10 +204,10 @@ def _request(services: Services, found: pairs.ApprovalRequest) -> dict[str, obje
     return {**summary, "agrees": {**agrees, "unmapped": list(weighed.unmapped), "start": start}}
 
 
-def detail(services: Services, found: Pair) -> dict[str, object]:
+def detail(services: Services, found: Pair) -> Json:
     """Return the pair in full, as `spl federation show` prints it."""
     view, identity = services.doctor.overview(found), services.vault.identity
-    reading, offered, upkeep = view.reading, view.offered, services.pairing.maintenance.status(found.pair_id).to_json()
+    reading, offered, upkeep = view.reading, view.offered, services.pairing.maintenance.status(found.pair_id)
     return {
         **summary_of(services, found, view),
         "since": when.text_of(found.since_ms),
@@ -230,10 +231,10 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
             "did": found.peer.did,
             "pair_endpoint": found.peer.pair_endpoint,
             "signed_at": when.text_of(found.peer.signed_at_ms),
-            "fetched_at": upkeep["fetched_at"],
+            "fetched_at": when.text_of(upkeep.fetched_at_ms),
             "expires_at": when.text_of(found.peer.expires_at_ms),
         },
-        "upkeep": upkeep,
+        "upkeep": upkeep.to_json(),
         "peer_words": words(found.chain.present),
         "our_words": words(identity.chain.present) if identity else None,
         "tokens": list(_tokens(services, found)),
@@ -246,24 +247,24 @@ def detail(services: Services, found: Pair) -> dict[str, object]:
     }
 
 
-def _told(reading: PairStatus) -> dict[str, object] | None:
+def _told(reading: PairStatus) -> Json | None:
     """Return the peer's last view of the pair, and when it told it."""
     if not reading.peer_view or reading.told_ms is None:
         return dict(reading.peer_view) or None
     return {**reading.peer_view, "at": when.text_of(reading.told_ms)}
 
 
-def _lags(services: Services, pair_id: str) -> dict[str, object]:
+def _lags(services: Services, pair_id: str) -> Json:
     """Return lag and queue by the minute, and how long the peer took to confirm what was written here."""
     return {
         "lags": services.health.lags(pair_id),
         "queues": services.health.queues(pair_id),
-        "lag_ms": services.feed.lag_ms(pair_id),
-        "lag_histogram": services.feed.lag_histogram(pair_id).to_json(),
+        "lag_ms": services.feed.lags.ms(pair_id),
+        "lag_histogram": services.feed.lags.histogram(pair_id).to_json(),
     }
 
 
-def _shared(services: Services, found: Pair) -> dict[str, object]:
+def _shared(services: Services, found: Pair) -> Json:
     """Return what crosses the pair, what of it is left out, and the engine that it comes from, if it does."""
     return {
         **({"carrier": services.engines.carriers.to_json(found)} if found.mode == ENGINE else {}),
@@ -276,7 +277,7 @@ def _shared(services: Services, found: Pair) -> dict[str, object]:
     }
 
 
-def _tokens(services: Services, found: Pair) -> Iterator[dict[str, object]]:
+def _tokens(services: Services, found: Pair) -> Iterator[Json]:
     """Yield both tokens by name; the plaintext of neither is ever shown."""
     now_ms, tokens = services.now_ms(), services.views.tokens
     for direction, token in (("issued to us", found.issued_to_us), ("issued by us", found.issued_by_us)):
@@ -316,7 +317,7 @@ def _fix(found: Pair) -> str | None:
     return None
 
 
-async def _change(request: Request, services: Services, found: Pair, action: str) -> dict[str, object]:
+async def _change(request: Request, services: Services, found: Pair, action: str) -> Json:
     """Do it, and return what the action adds to the answer."""
     pairing = services.pairing
     if action in ACTIONS:
@@ -335,7 +336,7 @@ def _settings(found: Pair) -> tuple[object, ...]:
     return found.phase, found.mode, found.carrier, found.poll_interval_ms, found.paused_by, found.filter
 
 
-def summary_of(services: Services, found: Pair, view: PairOverview | None = None) -> dict[str, object]:
+def summary_of(services: Services, found: Pair, view: PairOverview | None = None) -> Json:
     """Return a pair as a row of the list; `view` is the pair at this moment, if that is known already."""
     reading = services.sync.status(found.pair_id) if view is None else view.reading
     offered = services.feed.offered(found.pair_id) if view is None else view.offered
@@ -352,7 +353,7 @@ def summary_of(services: Services, found: Pair, view: PairOverview | None = None
     }
 
 
-def _one_way(services: Services, reading: PairStatus) -> dict[str, object] | None:
+def _one_way(services: Services, reading: PairStatus) -> Json | None:
     """Return {direction, code, since} of a pair of which one direction of requests is broken, once that lasts."""
     way = reading.one_way
     if way is None or way.for_s < OFFLINE_S or reading.offline_since_ms is not None:

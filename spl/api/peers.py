@@ -9,6 +9,7 @@ from ..core.errors import SplError
 from ..core.limits import KIB, Limits
 from ..core.record import page
 from ..core.record.namespace import DEFAULT
+from ..core.value import Json
 from ..net import deflate
 from ..net.routes import Request, Response
 from ..net.sse import MEDIA_TYPE
@@ -130,7 +131,7 @@ async def ack(request: Request, principal: Principal, services: Services) -> Res
     fields = members(request, {"cursor": str, "peer_view": dict, "received": dict})
     if "peer_view" in fields:
         services.feed.source.reaches.heard(pair_id, page.read_view(fields["peer_view"]))
-    cursor, more = fields.get("cursor"), dict[str, object]()
+    cursor, more = fields.get("cursor"), Json()
     if cursor and fields.get("received") and services.engines.configured:
         steps = services.engines.sinks.reached(pair_id, cursor, fields["received"])
         cursor = more["cursor"] = await services.searches.run(principal, steps)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..core import query as filters
 from ..core.errors import SplError
 from ..core.query import Cost, RecordFilter
-from ..core.value import dataclass, replace
+from ..core.value import Json, dataclass, replace
 from ..home.index import Row
 from ..home.tables.lists import by_namespace
 from ..net.routes import Request, Response
@@ -103,7 +103,7 @@ def _between(name: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def _order(sort: dict[str, object]) -> int:
+def _order(sort: Json) -> int:
     for name, order in sort.items():
         if name != "clock":
             raise field_error(

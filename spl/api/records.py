@@ -9,6 +9,7 @@ from ..core.errors import SplError
 from ..core.fold import FoldRule
 from ..core.record import record
 from ..core.record.position import Positions
+from ..core.value import Json
 from ..home.index import Row
 from ..home.log import Log
 from ..home.tables.lists import THREADS, by_thread, name_in
@@ -63,7 +64,7 @@ async def threads(request: Request, principal: Principal, services: Services) ->
     limit = number(request.query, "limit", LIMIT_DEFAULT, 1, services.limits.page_records)
     reserved = request.query.get("reserved") == "1" and is_admin(principal)
     found = _threads(services.store, principal, request.query.get("after", ""), reserved=reserved)
-    data: list[dict[str, object]] = []
+    data: list[Json] = []
     while len(data) < limit and (more := await services.searches.step(principal, following, found)) is not None:
         data += more
     return list_response(data[:limit])
@@ -75,7 +76,7 @@ def _one(row: Row, payload: bytes, principal: Principal, services: Services) -> 
     return Response(body=answered(payload, row.seq, row.voucher, positions(principal, services)))
 
 
-def _threads(store: Log, principal: Principal, after: str, *, reserved: bool) -> Iterator[list[dict[str, object]]]:
+def _threads(store: Log, principal: Principal, after: str, *, reserved: bool) -> Iterator[list[Json]]:
     """Yield the answer forms of the threads behind `after`, NAMES_ROWS or fewer at a time."""
     name, index = after, store.index
     while True:
@@ -89,7 +90,7 @@ def _threads(store: Log, principal: Principal, after: str, *, reserved: bool) ->
         name = page[-1]
 
 
-def _thread(store: Log, name: str, principal: Principal) -> dict[str, object]:
+def _thread(store: Log, name: str, principal: Principal) -> Json:
     count = sum(map(store.index.count, thread_lists(name, principal)))
     last_seq = last_readable(store, name, principal)
     at = when.text_of(store.line(last_seq).at_ms) if last_seq else None

@@ -13,7 +13,7 @@ from ..core.errors import SplError
 from ..core.fold import FoldRule
 from ..core.record import namespace
 from ..core.rules import AitlRule, PermissionRule
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from ..home.writes import Own
 from ..net.routes import Request, Response
 from .answers import field_error, json_response, list_response, members, texts
@@ -43,7 +43,7 @@ class RuleKind:
     also: str = ""
     """A scope that adding one takes besides the route's."""
 
-    def show(self, rule: AnyRule) -> dict[str, object]:
+    def show(self, rule: AnyRule) -> Json:
         """Return the JSON form of a rule; `fault` says why a stored one counts as failed."""
         fault = "" if isinstance(rule, FoldRule) else rules.fault_of(rule)
         return {"object": self.form, **rule.to_body(), **({"fault": fault} if fault else {})}
@@ -142,5 +142,5 @@ def _check(services: Services, rule: AnyRule) -> None:
         rules.check_proved(rule)
 
 
-async def _append(services: Services, kind: str, body: dict[str, object]) -> None:
+async def _append(services: Services, kind: str, body: Json) -> None:
     await asyncio.wrap_future(services.writer.submit([Own(rules.THREAD, kind, body)]))

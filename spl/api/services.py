@@ -9,7 +9,7 @@ from ..core import when
 from ..core.errors import printable
 from ..core.event import event
 from ..core.limits import Limits
-from ..core.value import dataclass, field
+from ..core.value import Json, dataclass, field
 from ..doctor.health import HealthSampler
 from ..doctor.mend import StoreMender
 from ..engine.engines import Engines
@@ -21,10 +21,10 @@ from ..home.thread_state import ThreadStates
 from ..home.vault import Vault
 from ..home.views import Views
 from ..home.writer import Writer
+from ..host.program import Lazy
 from ..pairing.service import Pairing
-from ..program import Lazy
-from ..sync.anti_entropy import AntiEntropy
 from ..sync.changes import Feed
+from ..sync.compare.anti_entropy import AntiEntropy
 from ..sync.ingest import Ingest
 from ..sync.push import Push
 from ..sync.schedule import Sync
@@ -34,8 +34,8 @@ from .searches import Searches
 if TYPE_CHECKING:
     from ..doctor.examine import Doctor
     from ..home.restore import Restorer
-    from ..sync.fingerprints import Fingerprints
-    from ..sync.reconcile import Reconcile
+    from ..sync.compare.fingerprints import Fingerprints
+    from ..sync.compare.reconcile import Reconcile
 
 _Made = TypeVar("_Made")
 
@@ -56,7 +56,7 @@ class Crash:
     crashes: int
     at_ms: int
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {service, error, crashes, at}."""
         return {"service": self.service, "error": self.error, "crashes": self.crashes, "at": when.text_of(self.at_ms)}
 
@@ -74,7 +74,7 @@ class ServiceFaults:
         text = printable(f"{type(error).__name__}: {error}")[:FAULT_CHARS_MAX]
         self._last[name] = Crash(name, text, crashes, self._now_ms())
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self) -> list[Json]:
         """Return each as {service, error, crashes, at}."""
         return [crash.to_json() for crash in self._last.values()]
 
@@ -119,7 +119,7 @@ class Services:
     auth: Auth
     searches: Searches
     faults: ServiceFaults
-    held: dict[str, object] = field(default_factory=dict)
+    held: Json = field(default_factory=dict)
     """What a handler makes at its first request and later ones share, by name."""
 
     @property

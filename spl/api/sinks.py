@@ -4,7 +4,7 @@ from typing import Final
 
 from ..core.errors import SplError
 from ..core.identity import bearer
-from ..core.pair.modes import ENGINE
+from ..core.value import Json
 from ..doctor.catalogue import Finding, sink_problems
 from ..doctor.facts import Fault
 from ..net.routes import Request, Response
@@ -21,23 +21,10 @@ EXEC: Final = "exec:"
 
 def listing(request: Request, principal: Principal, services: Services) -> Response:
     """GET /v1/sinks: every sink with what it is doing."""
-    return list_response([shown(row, principal) for row in rows(services)])
+    return list_response([shown(services.engines.sinks.to_json(sink), principal) for sink in services.engines.all()])
 
 
-def rows(services: Services) -> list[dict[str, object]]:
-    """Return every sink; without one nothing of the engine is loaded."""
-    engines = services.engines
-    return [engines.sinks.to_json(sink) for sink in engines.sinks.all()] if engines.configured else []
-
-
-def carrier_rows(services: Services) -> list[tuple[str, dict[str, object]]]:
-    """Return (pair id, carrier) of each pair that is read from an engine; without one nothing is loaded."""
-    engines, pairs = services.engines, services.views.pairs
-    read = [pair for pair in pairs.values() if pair.mode == ENGINE] if engines.carrying else []
-    return [(pair.pair_id, engines.carriers.to_json(pair)) for pair in read]
-
-
-def shown(row: dict[str, object], principal: Principal) -> dict[str, object]:
+def shown(row: Json, principal: Principal) -> Json:
     """Return a sink as the principal may see it: who may only watch sees of a program only its name, and no paths."""
     if bearer.holds(principal.scopes, MANAGE):
         return row

@@ -10,6 +10,7 @@ from ..core.errors import SplError
 from ..core.pair.pair import Pair
 from ..core.record import record
 from ..core.record.snapshot import DAMAGED_HEADER, Read
+from ..core.value import Json
 from ..home.check import Step, StoreCheck, facts
 from ..home.home import STORE
 from ..home.restore import FOLDER, Plan, Uploader
@@ -122,7 +123,7 @@ def _reader(body: bytes) -> Read:
     return lambda size, offset: body[offset : offset + size]
 
 
-def _planned(plan: Plan, dry_run: bool) -> dict[str, object]:
+def _planned(plan: Plan, dry_run: bool) -> Json:
     return {
         "object": "restore",
         "dry_run": dry_run,

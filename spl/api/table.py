@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from operator import attrgetter
 from typing import Final
 
-from .. import program
 from ..core.errors import SplError
 from ..core.identity.manifest import PAIR_PATH
 from ..core.limits import KIB, MIB
+from ..host import program
 from ..net.routes import JSON, Request, Response, Route
 from ..net.sse import MEDIA_TYPE as EVENT_STREAM
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH

@@ -37,7 +37,7 @@ from .services import Services
 READING: Final = "ui:read"
 CODE_MS: Final = 60_000
 CODE_BYTES: Final = 16
-CODES_MAX: Final = 8
+CODES_MAX: Final = 8  # codes that wait to be used, one for each `spl ui`; the oldest goes
 SESSION_MS: Final = 7 * 86_400_000
 SESSIONS_MAX: Final = 8
 """With one more, the oldest ends."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from ..client.calls import quote
+from ..core.value import Json
 from .command import Command, Group, Shell, arg
 from .out import column, label_of
 from .pair import map_text
@@ -51,7 +52,7 @@ def _show(args: Namespace, shell: Shell) -> int:
 def _approve(args: Namespace, shell: Shell) -> int:
     """Approve exactly the request that was read: its digest is sent too."""
     request = _get(args, shell)
-    body: dict[str, object] = {"decision": "approve", "digest": request["digest"]}
+    body: Json = {"decision": "approve", "digest": request["digest"]}
     if args.namespace:
         body["namespaces"] = args.namespace
     if args.without_maps:

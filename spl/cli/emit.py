@@ -16,6 +16,7 @@ from ..client.errors import refusal
 from ..core import canon
 from ..core.errors import count
 from ..core.limits import MIB, Limits
+from ..core.value import Json
 from .client import LONG_S, CtlError
 from .command import Command, Shell, UsageError, arg, number
 
@@ -35,7 +36,7 @@ def _say(act: str, args: Namespace, shell: Shell) -> int:
         if not isinstance(more, dict):
             raise UsageError("usage", "--body is not a JSON object")
         body.update(more)
-    record: dict[str, object] = {
+    record: Json = {
         "thread": args.thread or f"th_{shell.random_bytes(_THREAD_BYTES).hex()}",
         "actor": args.actor or f"did:sync:user:{login()}",
         "act": act,

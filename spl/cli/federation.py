@@ -9,6 +9,7 @@ from ..client.calls import quote
 from ..client.errors import refusal
 from ..core.errors import count
 from ..core.pair.modes import MODES, POLL_INTERVAL_MS_MAX, POLLING
+from ..core.value import Json
 from ..core.when import span_fine
 from . import grants, pair_page, soak, verify
 from .command import PAIR, Arg, Command, Group, Shell, UsageError, arg, duration
@@ -87,12 +88,12 @@ def _resume(args: Namespace, shell: Shell) -> int:
 
 
 def _revoke(args: Namespace, shell: Shell) -> int:
-    body: dict[str, object] = {"reason": args.reason} if args.reason else {}
+    body: Json = {"reason": args.reason} if args.reason else {}
     return _act(args, shell, "revoke", {**body, "block": True} if args.block else body, "revoked")
 
 
 def _refresh(args: Namespace, shell: Shell) -> int:
-    body: dict[str, object] = {"expect_key": args.expect_key} if args.expect_key else {}
+    body: Json = {"expect_key": args.expect_key} if args.expect_key else {}
     return _act(args, shell, "refresh", {**body, "url": args.url} if args.url else body, "refreshed")
 
 
@@ -104,12 +105,12 @@ def _set_token(args: Namespace, shell: Shell) -> int:
 
 
 def _set_mode(args: Namespace, shell: Shell) -> int:
-    body: dict[str, object] = {"mode": args.mode}
+    body: Json = {"mode": args.mode}
     return _act(args, shell, "mode", {**body, "both": True} if args.both else body, f"mode {args.mode}")
 
 
 def _set_carrier(args: Namespace, shell: Shell) -> int:
-    body: dict[str, object] = {"url": args.url}
+    body: Json = {"url": args.url}
     body |= {name: os.path.abspath(path) for name in ("creds", "ca") if (path := getattr(args, name))}
     return _act(args, shell, "carrier", body, f"carrier {args.url}")
 
@@ -140,7 +141,7 @@ def _thread_rule(args: Namespace, shell: Shell) -> int:
     return _act(args, shell, "thread-rule", {"expression": args.expression or ""}, done)
 
 
-def _act(args: Namespace, shell: Shell, action: str, body: dict[str, object], done: str) -> int:
+def _act(args: Namespace, shell: Shell, action: str, body: Json, done: str) -> int:
     """Ask for one action and print `PAIR  done` (`already_done` if nothing changed) and the state."""
     pair = shell.ctl.post(f"{_path(args)}/{action}", body)
     out = shell.out

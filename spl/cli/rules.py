@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from ..client.calls import quote
+from ..core.value import Json
 from .command import NAME, Arg, Command, Shell, UsageError, arg, number
 
 DENIED: Final = 4
@@ -99,7 +100,7 @@ def _cell(value: object) -> str:
 
 
 def _test(args: Namespace, shell: Shell) -> int:
-    body: dict[str, object] = {"resource": args.resource}
+    body: Json = {"resource": args.resource}
     if args.facts:
         body["facts"] = _facts(args.facts)
     if args.scopes:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from ..client.calls import quote
 from ..core.errors import count
+from ..core.value import Json
 from .command import PAIR, Command, Group, Shell, arg
 
 SINKS: Final = "/v1/sinks"
@@ -18,7 +19,7 @@ _CONCEPT: Final = (
 
 
 def _add(args: Namespace, shell: Shell) -> int:
-    body: dict[str, object] = {"name": args.name or _name_of(args.url), "url": args.url, "namespaces": args.namespace}
+    body: Json = {"name": args.name or _name_of(args.url), "url": args.url, "namespaces": args.namespace}
     body |= {"subjects": args.subjects, "from": getattr(args, "from")}
     body |= {name: os.path.abspath(path) for name in ("creds", "ca") if (path := getattr(args, name))}
     found = shell.ctl.post(SINKS, body)

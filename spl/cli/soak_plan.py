@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ..core.errors import SplError, count
-from ..core.value import dataclass, replace
+from ..core.value import Json, dataclass, replace
 from .rules import PRIORITY_MAX
 
 HEADER: Final = (
@@ -110,7 +110,7 @@ class SoakRow:
             str(self.errors),
         ]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return the columns by their names in the CSV, and the number of planned records."""
         return {
             **{name: getattr(self, name) for name in HEADER.split(",")},
@@ -220,9 +220,9 @@ def is_scaled(chosen: Sequence[Window]) -> bool:
     return any(length.get(window.name, 0.0) < window.minutes for window in WINDOWS)
 
 
-def record_of(run: str, number: int, namespace: str) -> dict[str, object]:
+def record_of(run: str, number: int, namespace: str) -> Json:
     """Return record `number` of a run: about 600 bytes, spread over threads, actors and acts."""
-    body: dict[str, object] = {"kind": "soak.note.v1", "number": number, "text": _TEXT}
+    body: Json = {"kind": "soak.note.v1", "number": number, "text": _TEXT}
     if namespace != "default":
         body["namespace"] = namespace
     return {
@@ -243,7 +243,7 @@ def rule_name(run: str) -> str:
     return f"soak-{run}"
 
 
-def fold_rule_of(run: str, number: int) -> dict[str, object]:
+def fold_rule_of(run: str, number: int) -> Json:
     """Return the fold rule of reload `number`, with a fold other than the last; it covers only the run's threads."""
     fold, field = _RELOADS[number % len(_RELOADS)]
     return {"name": rule_name(run), "thread": f"th_soak_{run}_*", "fold": fold, "field": field,

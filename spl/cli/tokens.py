@@ -6,12 +6,13 @@ from typing import Any, Final
 
 from ..client.calls import quote
 from ..core.errors import SplError, cli_code
+from ..core.value import Json
 from .command import FOUND_PROBLEMS, Command, Group, Shell, UsageError, arg, duration
 from .out import OutputError, label_of, scopes_text, short_did
 
 
 def _mint(args: Namespace, shell: Shell) -> int:
-    body: dict[str, object] = {"scopes": _scopes(args.scopes)}
+    body: Json = {"scopes": _scopes(args.scopes)}
     if args.ttl is not None:
         body["ttl_ms"] = args.ttl
     if args.namespace:

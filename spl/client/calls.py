@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from ..core.limits import KIB, MIB, Limits
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from ..net.heads import encode_request
 from ..net.http1 import UNBOUNDED, ResponseHead, ResponseParser
 from .dial import Where
@@ -187,9 +187,9 @@ def emit(record: Mapping[str, object]) -> Call[Record]:
 
 def draft(
     thread: str, actor: str, body: Mapping[str, object], act: str, parents: Iterable[str], clock: int | None
-) -> dict[str, object]:
+) -> Json:
     """Return the fields of a record that is to be written."""
-    fields: dict[str, object] = {"thread": thread, "actor": actor, "act": act, "body": body}
+    fields: Json = {"thread": thread, "actor": actor, "act": act, "body": body}
     if given := list(parents):
         fields["parents"] = given
     if clock is not None:

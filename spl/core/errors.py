@@ -14,7 +14,7 @@ import json
 import re
 from typing import Final, Self
 
-from .value import dataclass
+from .value import Json, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class SplError(Exception):
         """The process exit code of the code."""
         return CODES[self.code].exit
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return the error form of the wire: object, type, code, message, hint, facts."""
         kind = "invalid_request" if self.status < 500 else "api_error"
         return {

@@ -24,15 +24,15 @@ from typing import Any, Final
 
 from . import canon
 from .rules import RuleError, covers, named
-from .value import dataclass
+from .value import Json, dataclass
 
 KIND_FOLD: Final = "syncropel.policy.fold_rule.v1"
 KIND_FOLD_REMOVED: Final = "syncropel.policy.fold_rule_removed.v1"
-THREAD_CHARS_MAX: Final = 256
-FIELD_CHARS_MAX: Final = 256
+THREAD_CHARS_MAX: Final = 256  # as of the name of a thread
+FIELD_CHARS_MAX: Final = 256  # 16 levels of 15 characters; it is read for each record
 FIELD_LEVELS_MAX: Final = 16
 """Each level is one more look into each body."""
-SET_MEMBERS_MAX: Final = 1000
+SET_MEMBERS_MAX: Final = 1000  # they are held for each thread
 SET_BYTES_MAX: Final = 64 * 1024
 """A set that would grow beyond either keeps what it has and is no longer complete."""
 
@@ -80,7 +80,7 @@ class FoldRule:
     field: str
     priority: int
 
-    def to_body(self) -> dict[str, object]:
+    def to_body(self) -> Json:
         """Return the record body that adds the rule."""
         return {name: getattr(self, name) for name in ("name", "thread", "fold", "field", "priority")}
 

@@ -14,7 +14,7 @@ from typing import Final
 
 WORTH_S: Final = 5.0
 """What one request is to take at most."""
-PATIENCE_MAX: Final = 32
+PATIENCE_MAX: Final = 32  # good requests before the next attempt with more
 
 
 class Portion:

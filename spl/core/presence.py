@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from . import canon
 from .backoff import Backoff
-from .value import dataclass
+from .value import Json, dataclass
 
 ASK_S: Final = 18.0
 """So long without an answer, spread by a tenth, and a peer is asked: later than the heartbeat of a stream or a push."""
@@ -225,7 +225,7 @@ class Known:
 
 def known_text(known: Mapping[str, Known], bytes_max: int) -> str:
     """Return the note of what is known of each peer, without the last ones that do not fit."""
-    kept, size = dict[str, object](), 2
+    kept, size = Json(), 2
     for key, each in known.items():
         item = [each.heard_ms, each.sync_ms, each.code, each.failed_ms]
         size += len(canon.encode({key: item}))

@@ -24,7 +24,7 @@ from .record.record import CLOCK_MAX
 from .value import dataclass
 
 COLUMNS: Final = ("thread", "actor", "act", "clock", "namespace", "data_type", "id", "parents", "vouched_by")
-TESTS_MAX: Final = 256
+TESTS_MAX: Final = 256  # each is made for each record that is looked at
 LEVELS_MAX: Final = 16
 """How deep `$and`, `$or` and `$not` may be nested."""
 CHARS_PER_STEP: Final = 16

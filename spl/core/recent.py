@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Final
 
 from .backoff import TokenBucket
+from .value import Json
 
 SLOTS: Final = 10
 SLOT_MS: Final = 30_000
@@ -45,7 +46,7 @@ class Histogram:
         """How many were at most each of the bounds, then all of them."""
         return tuple(accumulate(self._counts))
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {le_s, counts, sum_s, count}; one bound fewer than counts, as the last count has none."""
         bounds_s, counts = [bound / 1000 for bound in self.bounds_ms], list(self.at_most)
         return {"le_s": bounds_s, "counts": counts, "sum_s": self.sum_ms / 1000, "count": counts[-1]}

@@ -26,7 +26,7 @@ from .identity.did import label_of, words
 from .identity.manifest import Manifest
 from .proved import is_proved
 from .record import namespace
-from .value import dataclass, field, replace
+from .value import Json, dataclass, field, replace
 
 THREAD: Final = "th_engine_config"
 KIND_PERMISSION: Final = "syncropel.policy.permission_rule.v1"
@@ -50,7 +50,7 @@ CAPABILITIES: Final[Mapping[str, str]] = {
 }
 """Capability -> the scope through which it is held."""
 
-PRIORITY_MAX: Final = 1_000_000
+PRIORITY_MAX: Final = 1_000_000  # exact in every JSON, with room between any two
 DECISION_STEPS: Final = 50_000
 """For all expressions of one decision: some 25 ms."""
 NAMES_TAKEN: Final = frozenset({"test"})
@@ -78,7 +78,7 @@ class PermissionRule:
     expression: str
     expr: Expr | None = field(repr=False, compare=False)
 
-    def to_body(self) -> dict[str, object]:
+    def to_body(self) -> Json:
         """Return the record body that adds the rule."""
         return {name: getattr(self, name) for name in ("name", "resource", "action", "priority", "expression")}
 
@@ -94,7 +94,7 @@ class AitlRule:
     namespaces: tuple[str, ...]
     expr: Expr | None = field(repr=False, compare=False)
 
-    def to_body(self) -> dict[str, object]:
+    def to_body(self) -> Json:
         """Return the record body that adds the rule."""
         texts = {name: getattr(self, name) for name in ("name", "action", "priority", "expression")}
         return {**texts, "namespaces": list(self.namespaces)}

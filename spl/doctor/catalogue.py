@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from ..core.errors import CODES
 from ..core.limits import Limits
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from ..core.value import replace as changed
 from ..net.address import foreign_step, is_address, kind_of, listen_step, parse_url, route_step
 from . import conditions as seen
@@ -66,7 +66,7 @@ class Finding:
         """Return it as one of this pair or sink."""
         return changed(self, about=tuple(about.items()))
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return it for people and programs; `title` is what was seen, `meaning` what that is."""
         return {
             "code": self.code, "severity": self.severity, "side": self.side, "fix": self.fix, "title": self.evidence,

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..core.identity.did import short_of, words
 from ..core.pair.pair import Pair
 from ..core.rules import locks_out_handshake
+from ..core.value import Json
 from ..core.version import PROTOCOL
 from ..home.config import Settings
 from ..home.home import Home
@@ -109,7 +110,7 @@ class Doctor:
 
     # -- by asking
 
-    async def examine(self, pair: Pair | None, beside: Sequence[Finding] = ()) -> dict[str, object]:
+    async def examine(self, pair: Pair | None, beside: Sequence[Finding] = ()) -> Json:
         """Return the report on one pair, or on the daemon: checks, problems, and how many checks they explain.
 
         Without a pair, `pairs` lists those that `status` looks at, each with its problems from the facts at hand.
@@ -127,7 +128,7 @@ class Doctor:
             known = await self.peer.ask(pair, known)
         return {**report_of(checks.PAIR, known, beside), "pair_id": pair.pair_id, "peer_did": pair.peer_did}
 
-    def _line(self, pair: Pair) -> dict[str, object]:
+    def _line(self, pair: Pair) -> Json:
         view = self.overview(pair)
         at_ms = view.reading.last_sync_ms
         wrong = [item.to_json() for item in self._of_pair(pair, view)]
@@ -137,7 +138,7 @@ class Doctor:
         }  # fmt: skip
 
     def _with_ourselves(self, known: Facts) -> Facts:
-        names = [task.get_name() for task in asyncio.all_tasks()]
+        names = self.health.running()
         pairs = tuple(pair_id for pair_id, pair in self.home.views.pairs.items() if not pair.ended)
         count, identity = sum(name.endswith(pairs) for name in names), self.home.vault.identity
         known = replace(known, tasks_count=count, protocol_ours=f"{PROTOCOL}..{PROTOCOL}")
@@ -146,7 +147,7 @@ class Doctor:
         return replace(known, did=short_of(identity.did), words=words(identity.chain.present))
 
 
-def report_of(rows: tuple[checks.Check, ...], known: Facts, beside: Sequence[Finding] = ()) -> dict[str, object]:
+def report_of(rows: tuple[checks.Check, ...], known: Facts, beside: Sequence[Finding] = ()) -> Json:
     """Return {object, pair_id, checks, problems, explained} of a set of checks over facts."""
     found = catalogue.findings(known)
     lines = checks.lines(rows, known, found)
@@ -159,6 +160,6 @@ def report_of(rows: tuple[checks.Check, ...], known: Facts, beside: Sequence[Fin
     }
 
 
-def examine_home(path: Path) -> dict[str, object]:
+def examine_home(path: Path) -> Json:
     """Return the report on a home whose daemon does not answer."""
     return report_of(checks.DAEMON, gather.home_facts(path))

@@ -30,7 +30,7 @@ from ..home.home import BACK, keys_lacking, log_lacking, read_config
 from ..home.log import Log
 from ..home.vault import Vault
 from ..home.writes import ListenerSummary
-from ..program import is_replaced
+from ..host.program import is_replaced
 from ..sync.changes import OfferedStatus
 from .conditions import MANIFEST
 from .facts import Facts, Fault, GrantGap, LockHolder, replace

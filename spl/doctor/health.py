@@ -8,7 +8,7 @@ begin again after a restart.
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from ..core.limits import QUEUE_RECORDS, Limits
@@ -56,14 +56,13 @@ class _PairSamples:
 
 
 class HealthSampler:
-    """`steady_s()` is a clock that never jumps; `tasks()` names the tasks that run."""
+    """Samples on the loop; `steady_s()` is a clock that never jumps."""
 
     def __init__(
-        self, writer: Writer, sync: Sync, feed: Feed, limits: Limits, *, steady_s: Callable[[], float],
-        tasks: Callable[[], Iterable[str]],
-    ) -> None:  # fmt: skip
+        self, writer: Writer, sync: Sync, feed: Feed, limits: Limits, *, steady_s: Callable[[], float]
+    ) -> None:
         self._beat_s = limits.beat_s
-        self._writer, self._sync, self._feed, self._steady_s, self._tasks = writer, sync, feed, steady_s, tasks
+        self._writer, self._sync, self._feed, self._steady_s = writer, sync, feed, steady_s
         self._samples: dict[str, _PairSamples] = {}
         self._late_ms: deque[float] = deque(maxlen=LATE_COUNT)
         self._minute_s = self._beat_at_s = steady_s()
@@ -77,6 +76,10 @@ class HealthSampler:
             if not stop.is_set():
                 self.beat((self._steady_s() - due_s) * 1000)
 
+    def running(self) -> list[str]:
+        """Return the names of the tasks that run; those of a pair end with its id."""
+        return [task.get_name() for task in asyncio.all_tasks()]
+
     def beat(self, late_ms: float) -> None:
         """Sample every pair; `late_ms` is by how much the loop missed the time of this beat."""
         now_s = self._steady_s()
@@ -87,7 +90,7 @@ class HealthSampler:
             self._minute_s = now_s
         alive = {pair_id: pair for pair_id, pair in self._writer.views.pairs.items() if not pair.ended}
         self._samples = {pair_id: samples for pair_id, samples in self._samples.items() if pair_id in alive}
-        named = {name.rpartition(" ")[2] for name in self._tasks()}
+        named = {name.rpartition(" ")[2] for name in self.running()}
         for pair_id, pair in alive.items():
             samples = self._samples.setdefault(pair_id, _PairSamples())
             if late_ms > PAUSE_S * 1000:

@@ -26,7 +26,7 @@ from ..sync.supervise import wait
 
 if TYPE_CHECKING:
     from ..home.check import Step, StoreCheck
-    from ..sync.reconcile import Reconcile
+    from ..sync.compare.reconcile import Reconcile
 
 log = logging.getLogger("spl.store")
 

@@ -25,7 +25,7 @@ from ..core.pair.modes import ON_DEMAND
 from ..core.pair.pair import Pair
 from ..core.pair.status import AUTH_CODES
 from ..core.record import page
-from ..core.value import dataclass, field, replace
+from ..core.value import Json, dataclass, field, replace
 from ..home.vault import Vault
 from ..net.address import ReachError
 from ..net.client import HttpClient, Reply
@@ -230,7 +230,7 @@ class PeerCheck:
 
     # -- being asked
 
-    async def look_back(self, pair: Pair) -> dict[str, object]:
+    async def look_back(self, pair: Pair) -> Json:
         """Return how this side sees the peer that asks: whether we reach the endpoint that its pinned manifest names.
 
         Nothing in the request says where to look.  Raises DoctorError "rate-limited" beyond six looks and then one
@@ -245,7 +245,7 @@ class PeerCheck:
             "time": when.text_of(self._now_ms()),
         }
 
-    async def _look(self, pair: Pair) -> dict[str, object]:
+    async def _look(self, pair: Pair) -> Json:
         url, started_ms = pair.url + MANIFEST_PATH, self.pairing.pairs.steady_ms()
         try:
             reply = await self._get(url, self.pairing.peers.dial(pair))
@@ -256,7 +256,7 @@ class PeerCheck:
         took_ms = self.pairing.pairs.steady_ms() - started_ms
         return {"reached": True, "url": pair.url, "ms": took_ms, "sha256": _digest(reply.body)}
 
-    def _unreached(self, pair: Pair, code: str) -> dict[str, object]:
+    def _unreached(self, pair: Pair, code: str) -> Json:
         """Log the reason; the peer does not learn it."""
         log.info(**event("check.unreached", pair=pair.pair_id, url=pair.url, code=code))
         return {"reached": False, "url": pair.url}

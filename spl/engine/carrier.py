@@ -52,7 +52,7 @@ from .protocol import Delivery, EngineError, headers_of, published
 
 log = logging.getLogger("spl.federation")
 
-NAMESPACES_MAX: Final = 16
+NAMESPACES_MAX: Final = 16  # each is a consumer on the server, with a window of its own
 IN_FLIGHT: Final = 512
 BATCH_RECORDS: Final = 256
 BATCH_BYTES: Final = 4 * MIB

@@ -6,7 +6,7 @@ Imported with the first pair in mode engine (`engines.py`).
 import asyncio
 import logging
 import shlex
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
@@ -19,6 +19,7 @@ from ..core.event import event
 from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
 from ..core.pair.state import Revoked
+from ..core.value import Json, dataclass
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
 from ..home.views import THREAD_NAMESPACES, THREAD_PAIRS
@@ -51,6 +52,20 @@ _PASSED_BY_STEP: Final = (
     "on the peer: spl sink list; the sink may be paused, removed or without the namespace; "
     "or here, to read from the peer itself: spl federation set-carrier PAIR_ID none"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LeftConsumers:
+    """What became of the consumers of a pair: how many were deleted, why no more, and what deletes the others."""
+
+    deleted: int = 0
+    error: SplError | None = None
+    commands: Sequence[str] = ()
+
+    def to_json(self) -> Json:
+        """Return {deleted, error, commands}."""
+        error = self.error.to_json() if self.error is not None else None
+        return {"deleted": self.deleted, "error": error, "commands": list(self.commands)}
 
 
 class CarrierService:
@@ -140,17 +155,16 @@ class CarrierService:
     async def _ended(self, pair: Pair) -> None:
         """Delete what a pair that the peer ended has at the server; what stays there stands in the log."""
         found = await self.leave(pair)
-        log.info(**event("carrier.left", pair=pair.pair_id, deleted=found["deleted"]))
-        commands = found["commands"]
-        for command in commands if isinstance(commands, list) else ():
+        log.info(**event("carrier.left", pair=pair.pair_id, deleted=found.deleted))
+        for command in found.commands:
             log.warning(**event("carrier.consumer_kept", pair=pair.pair_id, fix=command))
 
-    async def leave(self, pair: Pair, change: Awaitable[object] | None = None) -> dict[str, object]:
+    async def leave(self, pair: Pair, change: Awaitable[object] | None = None) -> LeftConsumers:
         """Delete the pair's consumers on the server that it was read from, once `change` is made and its run has ended.
 
         The next run begins after that, so it loses none of them by another name of the same server.
-        Return {deleted, error, commands}; what stays there if the server is out of reach or refuses, and how it is
-        deleted: by the server's operator after "sink-auth".  The server deletes it itself after jetstream.UNUSED_NS.
+        What stays there if the server is out of reach or refuses is deleted by the commands: by the server's operator
+        after "sink-auth".  The server deletes it itself after jetstream.UNUSED_NS.
         """
         changed, carrier = asyncio.Event(), carrier_of(pair)
 
@@ -161,11 +175,11 @@ class CarrierService:
 
         if carrier is None:
             await make()
-            return {"deleted": 0, "error": None, "commands": []}
+            return LeftConsumers()
         # Its first task waits for its turn before the second makes the change, which brings the next run.
         return await run_together(self._leave(pair, carrier, changed), make())
 
-    async def _leave(self, pair: Pair, carrier: Carrier, changed: asyncio.Event) -> dict[str, object]:
+    async def _leave(self, pair: Pair, carrier: Carrier, changed: asyncio.Event) -> LeftConsumers:
         left, deleted, stream, error = list(self._consumers(pair)), list[str](), subjects.stream_of(pair.peer_did), None
         try:
             async with asyncio.timeout(LEAVE_S), self._turn(pair.pair_id):
@@ -182,7 +196,7 @@ class CarrierService:
         await changed.wait()  # or the end of this would end it
         words = await self._command(pair, carrier, ours=error is None or error.code != "sink-auth") if left else []
         commands = [shlex.join([*words, "consumer", "rm", stream, name, "--force"]) for name in left]
-        return {"deleted": len(deleted), "error": error and error.to_json(), "commands": commands}
+        return LeftConsumers(len(deleted), error, commands)
 
     async def _command(self, pair: Pair, carrier: Carrier, *, ours: bool) -> list[str]:
         """Return what a command to the server begins with; with `ours` it is given as the pair's user there."""
@@ -210,9 +224,13 @@ class CarrierService:
                 raise EngineError("sink-invalid", "files are named by their absolute path")
         await asyncio.to_thread(self._files.endpoint, carrier)
 
-    def to_json(self, pair: Pair) -> dict[str, object]:
+    def state(self, pair_id: str) -> CarrierState:
+        """Return what this process knows of the carrier of a pair."""
+        return self._states.get(pair_id, CarrierState())
+
+    def to_json(self, pair: Pair) -> Json:
         """Return the carrier of a pair in mode engine, with what it is doing."""
-        state, faults = self._states.get(pair.pair_id, CarrierState()), self._faults(pair.pair_id)
+        state, faults = self.state(pair.pair_id), self._faults(pair.pair_id)
         carrier = carrier_of(pair) or Carrier("")
         return {
             "url": carrier.url, "creds": carrier.creds or None, "ca": carrier.ca or None, "open": state.is_open,

@@ -13,11 +13,10 @@ from ..core.errors import SplError
 from ..core.keys import SEED_BYTES, SecretKey
 from ..core.value import dataclass, field
 
-FILE_BYTES_MAX: Final = 64 * 1024
+FILE_BYTES_MAX: Final = 64 * 1024  # a user and its seed take 2 KiB
 
 _SEED: Final = re.compile(r"^(SU[A-Z2-7]{56})\s*$", re.MULTILINE)
 _JWT: Final = re.compile(r"^(eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)\s*$", re.MULTILINE)
-_PREFIX_SEED: Final = 18 << 3
 _PREFIX_USER: Final = 20 << 3
 
 
@@ -53,15 +52,7 @@ def read(text: str) -> Credentials:
 
 def public_text(key: bytes) -> str:
     """Return a user's public key as NATS writes it: U..."""
-    return _encoded(bytes([_PREFIX_USER]) + key)
-
-
-def seed_text(seed: bytes) -> str:
-    """Return a user's seed as NATS writes it: SU..."""
-    return _encoded(bytes([_PREFIX_SEED | (_PREFIX_USER >> 5), (_PREFIX_USER & 31) << 3]) + seed)
-
-
-def _encoded(raw: bytes) -> str:
+    raw = bytes([_PREFIX_USER]) + key
     return base64.b32encode(raw + binascii.crc_hqx(raw, 0).to_bytes(2, "little")).rstrip(b"=").decode()
 
 

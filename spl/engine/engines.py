@@ -7,14 +7,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
-from .. import program
 from ..core import consent
 from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair
+from ..core.value import Json
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
-from ..home.vault import Vault
 from ..home.views import THREAD_PAIRS
+from ..host import program
 from ..net.sockets import Verifying
 from ..sync.changes import Feed
 from ..sync.schedule import Sync
@@ -23,17 +23,18 @@ from ..sync.supervise import wait
 if TYPE_CHECKING:
     from .carriers import CarrierService
     from .service import SinkService
+    from .sinks import Sink
 
 
 class Engines:
     """The sinks and carriers of one daemon, once there are any."""
 
     def __init__(
-        self, feed: Feed, sync: Sync, vault: Vault, disk: Disk, tls: Verifying | None, *,
+        self, feed: Feed, sync: Sync, disk: Disk, tls: Verifying | None, *,
         now_ms: Callable[[], int], random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
         self._sync = sync
-        self._feed, self._vault, self._disk, self._tls = feed, vault, disk, tls
+        self._feed, self._disk, self._tls = feed, disk, tls
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._service: SinkService | None = None
         self._carriers: CarrierService | None = None
@@ -48,7 +49,7 @@ class Engines:
         """The service of the sinks, made when it is first asked for."""
         if self._service is None:
             made: SinkService = program.load("engine.service").SinkService(
-                self._feed, self._vault, self._disk, self._tls, now_ms=self._now_ms, random_bytes=self._random_bytes
+                self._feed, self._disk, self._tls, now_ms=self._now_ms, random_bytes=self._random_bytes
             )
             self._service = made
         return self._service
@@ -73,16 +74,20 @@ class Engines:
         """Raise unless these members {url, creds, ca} are those of a carrier that can be used."""
         await self.carriers.check(program.load("engine.carrier").Carrier(**fields))
 
-    async def left(self, pair: Pair, change: Awaitable[object] | None = None) -> dict[str, object]:
+    async def left(self, pair: Pair, change: Awaitable[object] | None = None) -> Json:
         """Return {consumers}: what became of those at the server that a pair was read from until now, {} without.
 
         `change` is what ends this, if it did not end already.
         """
         if pair.mode == ENGINE:
-            return {"consumers": await self.carriers.leave(pair, change)}
+            return {"consumers": (await self.carriers.leave(pair, change)).to_json()}
         if change is not None:
             await change
         return {}
+
+    def all(self) -> "list[Sink]":
+        """Return every sink; without one nothing of the engine is loaded."""
+        return self.sinks.all() if self.configured else []
 
     def readers(self, pair_id: str) -> list[dict[str, str]]:
         """Return {sink, url, reader} of each server that may have a user for the pair; its operator removes it."""

@@ -21,7 +21,7 @@ BATCH_DUPLICATE: Final = 10201
 WINDOW_NS: Final = 120_000_000_000
 """The time in which the server drops repeats: the net below the chain, and the server's own default."""
 
-PENDING_MAX: Final = 1024
+PENDING_MAX: Final = 1024  # twice what one carrier asks for at once
 UNUSED_NS: Final = 30 * 86_400 * 1_000_000_000
 """The server deletes a consumer that nobody asked for so long; a reader that comes back makes another and pulls."""
 PULL_NS: Final = 30_000_000_000

@@ -58,9 +58,9 @@ BATCH_COMMIT: Final = "Nats-Batch-Commit"
 KEYS_ID: Final = "keys:"
 STEPS_BACK_MAX: Final = 14
 """Each step back through the stream is twice as long as the last: 16,384 messages in all."""
-SIGNERS_MAX: Final = 4096
-TWICE_MAX: Final = 4096
-CHARS_MAX: Final = 256
+SIGNERS_MAX: Final = 4096  # whose chains this session sent; of one forgotten the server is asked
+TWICE_MAX: Final = 4096  # ids of one session, so that a server that repeats itself fills no memory
+CHARS_MAX: Final = 256  # of an id that the stream holds; ours have 64
 FRAMES_BYTES: Final = 256 * 1024
 
 
@@ -259,7 +259,7 @@ class JetStreamSession:
     async def _learn_chains(self, records: Sequence[StoredRecord]) -> None:
         """Publish the key chains of signers that the stream lacks, before their records."""
         for signer in dict.fromkeys(record.signer for record in records):
-            chain = self.target.reader.chain(signer)
+            chain = self.target.reader.source.chain(signer)
             if chain is None:
                 continue
             body = canon.encode(chain.to_json())

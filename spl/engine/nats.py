@@ -25,7 +25,7 @@ from typing import Final
 
 from ..core.errors import CODES
 from ..core.limits import MIB
-from ..core.value import dataclass, field
+from ..core.value import Json, dataclass, field
 from ..core.version import VERSION
 from ..net.address import ReachError, Url, is_loopback
 from ..net.dialer import Dialer, DialPolicy
@@ -53,8 +53,8 @@ LINGER_S: Final = 1.0
 MESSAGE_BYTES_MAX: Final = 12 * MIB
 """A stored message comes back in base64: 4/3 of the 8 MiB that a server can be set to take, and its headers."""
 BUFFER_BYTES: Final = 256 * 1024
-WAITING_MAX: Final = 1024
-WAITING_BYTES_MAX: Final = 32 * MIB
+WAITING_MAX: Final = 1024  # messages that nobody took yet; what was asked for is fewer
+WAITING_BYTES_MAX: Final = 32 * MIB  # of those messages together
 
 _URL: Final = re.compile(r"(nats|tls)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?/?")
 _SIGNED_OUT: Final = ("authorization", "authentication", "permissions violation", "account")
@@ -190,7 +190,7 @@ class Nats:
         """End the connection."""
         await hang_up(self._writer, LINGER_S)
 
-    async def sign_in(self, options: dict[str, object]) -> None:
+    async def sign_in(self, options: Json) -> None:
         """Send CONNECT and wait until the server took it."""
         connect = f"CONNECT {json.dumps(options)}\r\nSUB {self.inbox}.> 1\r\nPING\r\n"
         await self.send((connect.encode(),))
@@ -313,9 +313,9 @@ async def _secure(endpoint: Endpoint, writer: asyncio.StreamWriter, info: Server
         raise EngineError("sink-unreachable", f"{endpoint.host}: TLS failed", hint=hint) from exc
 
 
-def _options(endpoint: Endpoint, info: ServerInfo, *, secure: bool) -> dict[str, object]:
+def _options(endpoint: Endpoint, info: ServerInfo, *, secure: bool) -> Json:
     """Return what CONNECT says; the nonce is signed only for a server that asks for it."""
-    options: dict[str, object] = {
+    options: Json = {
         "verbose": False, "pedantic": False, "echo": False, "tls_required": secure, "name": "spl", "lang": "spl",
         "version": VERSION, "protocol": 1, "headers": True, "no_responders": True,
     }  # fmt: skip

@@ -27,7 +27,7 @@ from .sinks import EXEC, Sink
 
 PUT_S: Final = 60.0
 """How long a batch may take to be confirmed."""
-LINE_BYTES_MAX: Final = 4096
+LINE_BYTES_MAX: Final = 4096  # what a program answers is an id
 ENDS_S: Final = 1.0
 
 

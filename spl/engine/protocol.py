@@ -12,11 +12,11 @@ from ..core.errors import SplError, printable
 
 CONTROL_BYTES: Final = 4096
 INFO_BYTES: Final = 64 * 1024
-HEADERS_MAX: Final = 64
+HEADERS_MAX: Final = 64  # lines of a header block; ours has a few
 HEAD: Final = b"NATS/1.0"
 HEAD_BYTES_MAX: Final = 64 * 1024
 """A message with a longer header block is nothing of ours; it counts as an empty one, so that it can be passed over."""
-_DIGITS_MAX: Final = 9
+_DIGITS_MAX: Final = 9  # of a size, so that int() stays cheap
 SAID_BYTES_MAX: Final = 64 * 1024
 """Of what a server says of itself and of streams."""
 VALUES_MAX: Final = 4096

@@ -10,13 +10,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from ..core.identity.did import Chain
 from ..core.limits import MIB
 from ..core.record import namespace
 from ..core.value import dataclass, field
 from ..home.index import Row
 from ..home.tables.lists import by_namespace
-from ..home.vault import Vault
 from ..home.writer import Writer
 from ..sync.scope import within
 from ..sync.source import Source
@@ -56,8 +54,8 @@ class RecordBatch:
 class LogReader:
     """Readings of one home's log."""
 
-    def __init__(self, source: Source, vault: Vault) -> None:
-        self._source, self._vault = source, vault
+    def __init__(self, source: Source) -> None:
+        self.source = source
         self.writer: Writer = source.writer
         self._sinks: dict[str, tuple[object, Sink | None]] = {}
         """Record bodies as they were read last; those of the view are replaced, never changed."""
@@ -70,7 +68,7 @@ class LogReader:
     @property
     def last_seq(self) -> int:
         """The last line that was announced."""
-        return self._source.last_seq()
+        return self.source.last_seq()
 
     def sink(self, name: str) -> Sink | None:
         """Return a sink as it is now."""
@@ -82,7 +80,7 @@ class LogReader:
 
     def batch(self, sink: Sink, after: int, limit: int = BATCH_RECORDS) -> RecordBatch:
         """Return the next records after a line; none at the end, and none of a sink that is not this one any more."""
-        last_seq = self._source.last_seq()
+        last_seq = self.source.last_seq()
         if self.sink(sink.name) != sink:
             return RecordBatch((), after)
         index, registry = self.writer.store.index, self.writer.views.namespaces
@@ -131,13 +129,6 @@ class LogReader:
         raw = self.writer.store.payload(row) if row is not None else None
         return (row, raw) if row is not None and raw is not None else None
 
-    def chain(self, did: str) -> Chain | None:
-        """Return the key chain of a signer, as we know it."""
-        identity = self._vault.identity
-        if identity is not None and identity.did == did:
-            return identity.chain
-        return self.writer.views.pins.chain(did)
-
     def saved(self, sink: Sink) -> tuple[int, int] | None:
         """Return the saved position of a sink in this log: its line, and how many of its records stand up to there."""
         saved = self.writer.views.positions.get(sink.place_name)
@@ -146,7 +137,7 @@ class LogReader:
 
     def did(self) -> str:
         """Return our DID; raise SplError "identity-missing"."""
-        identity = self._vault.identity
+        identity = self.source.vault.identity
         if identity is None:
             raise EngineError("identity-missing")
         return identity.did

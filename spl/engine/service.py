@@ -18,10 +18,9 @@ from ..core.limits import MIB
 from ..core.pair.pair import Pair
 from ..core.pair.state import Revoked
 from ..core.record import namespace
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from ..home.disk import Disk
 from ..home.tables.lists import by_thread
-from ..home.vault import Vault
 from ..home.writes import Own
 from ..net.dialer import Dialer
 from ..net.sockets import Verifying
@@ -38,7 +37,7 @@ from .reader import LogReader
 from .received import reached
 from .sinks import ACTIVE, EXEC, PAUSED, REMOVED, Sink
 
-SINKS_MAX: Final = 16
+SINKS_MAX: Final = 16  # each holds a connection or a program, and reads the log by itself
 PHASE_OF: Final[dict[str, str]] = {"pause": PAUSED, "resume": ACTIVE, "remove": REMOVED}
 """What the operator says -> the phase that it leads to."""
 RESTART_MAX_S: Final = 60.0
@@ -64,10 +63,10 @@ class SinkService:
     """The sinks of one daemon; `tls` verifies servers, those with an authority of their own get another context."""
 
     def __init__(
-        self, feed: Feed, vault: Vault, disk: Disk, tls: Verifying | None, *, now_ms: Callable[[], int],
+        self, feed: Feed, disk: Disk, tls: Verifying | None, *, now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes],
     ) -> None:  # fmt: skip
-        self.reader = LogReader(feed.source, vault)
+        self.reader = LogReader(feed.source)
         self.writer = feed.writer
         self._feed, self._disk, self._tls = feed, disk, tls
         self._now_ms, self._random_bytes = now_ms, random_bytes
@@ -141,17 +140,16 @@ class SinkService:
             raise EngineError("sink-unknown", f"there is no sink {name[:40]!r}")
         return sink
 
-    def to_json(self, sink: Sink) -> dict[str, object]:
+    def to_json(self, sink: Sink) -> Json:
         """Return a sink with what it is doing."""
-        state = self._states.get(sink.place_name) or self._saved_state(sink)
-        total = self.reader.total(sink.namespaces)
+        state = self.state(sink)
         fault = self._fault(sink)
         return {
             "object": "sink", "name": sink.name, "url": sink.url, "namespaces": list(sink.namespaces),
             "subjects": sink.subjects, "state": sink.phase, "open": state.is_open, "from_seq": sink.after,
             "creds": sink.creds or None, "ca": sink.ca or None, "since": sink.at,
             "position_seq": state.seq, "sent_records": state.sent,
-            "lag_records": max(0, total - state.count) if state.seq is not None else None,
+            "lag_records": self.lag_records(sink),
             "last_acked_at": when.text_of(state.confirmed_ms) if state.confirmed_ms is not None else None,
             "server": state.far or None, "attempt": state.attempt,
             "finding": fault.code if fault is not None else None,
@@ -161,12 +159,16 @@ class SinkService:
             **self._names(sink),
         }  # fmt: skip
 
-    def _saved_state(self, sink: Sink) -> SinkState:
-        """Return what the log says of a sink that this process did not run."""
-        seq, records = self.reader.saved(sink) or (None, 0)
-        return SinkState(seq, records)
+    def state(self, sink: Sink) -> SinkState:
+        """Return what this process knows of a sink; of one that it did not run, what the log says."""
+        return self._states.get(sink.place_name) or SinkState(*(self.reader.saved(sink) or (None, 0)))
 
-    def _names(self, sink: Sink) -> dict[str, object]:
+    def lag_records(self, sink: Sink) -> int | None:
+        """Return how many records wait for a sink; None before its first session."""
+        state = self.state(sink)
+        return max(0, self.reader.total(sink.namespaces) - state.count) if state.seq is not None else None
+
+    def _names(self, sink: Sink) -> Json:
         """Return what the sink fills, in the words of its server."""
         if sink.is_program:
             return {"stream": None, "filters": []}
@@ -234,7 +236,7 @@ class SinkService:
         """Return the cursor of a reader of the engine after what it received.  Raises as a pull does."""
         return reached(self._feed.source, pair_id, since, received)
 
-    async def test(self, name: str) -> dict[str, object]:
+    async def test(self, name: str) -> Json:
         """Return what the server of a sink says, asked now over a connection of its own.  Raises SplError."""
         sink = self.named(name)
         if sink.is_program:
@@ -251,7 +253,7 @@ class SinkService:
             exc.hint = _step(exc, exc.code, sink)
             raise
 
-    async def _asked(self, nats: Nats, sink: Sink) -> dict[str, object]:
+    async def _asked(self, nats: Nats, sink: Sink) -> Json:
         found = await jetstream.state_of(nats, subjects.stream_of(self.reader.did()))
         return {
             "object": "sink_test", "name": sink.name, "server": f"nats-server {nats.version}",
@@ -259,7 +261,7 @@ class SinkService:
             "stream": subjects.stream_of(self.reader.did()), "state": state_json(found),
         }  # fmt: skip
 
-    def acl(self, name: str, pair: Pair) -> dict[str, object]:
+    def acl(self, name: str, pair: Pair) -> Json:
         """Return the permissions of a server's user that may read what a pair shares of a sink, and no more."""
         sink = self.named(name)
         if sink.is_program:

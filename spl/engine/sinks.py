@@ -20,9 +20,9 @@ ACTIVE: Final = "active"
 PAUSED: Final = "paused"
 REMOVED: Final = "removed"
 PHASES: Final = (ACTIVE, PAUSED, REMOVED)
-NAMESPACES_MAX: Final = 64
-COMMAND_CHARS_MAX: Final = 1024
-PATH_CHARS_MAX: Final = 1024
+NAMESPACES_MAX: Final = 64  # as many as a pair may share
+COMMAND_CHARS_MAX: Final = 1024  # it is shown in one row
+PATH_CHARS_MAX: Final = 1024  # less than the 4,096 of the system; it is shown in one row
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 

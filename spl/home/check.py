@@ -13,7 +13,7 @@ from ..core import canon
 from ..core.errors import SplError
 from ..core.limits import Limits
 from ..core.record import levels, record
-from ..core.value import asdict
+from ..core.value import Json, asdict
 from .disk import Disk, lock_home
 from .home import BACK, STORE, epoch_of, log_lacking, now_ms, random_bytes
 from .log import Log
@@ -22,7 +22,7 @@ from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, Place, RunCha
 
 PROGRESS_LINES: Final = 20_000
 
-Step = dict[str, object]
+Step = Json
 
 
 class CheckError(SplError):

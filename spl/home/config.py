@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, cast
 from ..core import when
 from ..core.errors import SplError
 from ..core.limits import Limits
-from ..core.value import dataclass, field, replace
+from ..core.value import Json, dataclass, field, replace
 
 FILE_NAME: Final = "config.toml"
 APPROVALS: Final = ("manual", "auto", "closed")
@@ -60,9 +60,9 @@ class Config:
     limits: Limits = Limits()
     sources: Mapping[str, str] = field(default_factory=dict)
 
-    def rows(self) -> list[dict[str, object]]:
+    def rows(self) -> list[Json]:
         """Return [{key, value, source}] for people, in the order of the table; then the limits that the file sets."""
-        rows: list[dict[str, object]] = [
+        rows: list[Json] = [
             {"key": key, "value": _shown(getattr(self, name)), "source": self.sources.get(key, "default")}
             for key, (name, _) in KEYS.items()
         ]

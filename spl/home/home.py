@@ -17,7 +17,7 @@ from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.identity.did import certifies, chain_of, multibase, words
 from ..core.limits import Limits
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from .config import FILE_NAME, Config, ConfigError, load
 from .disk import Disk, DiskError, Lock, for_shell, unusable
 from .log import Log
@@ -29,7 +29,7 @@ from .views import load as load_views
 from .writer import Writer
 from .writes import Own, Signer
 
-CONFIG_BYTES_MAX: Final = 1024 * 1024
+CONFIG_BYTES_MAX: Final = 1024 * 1024  # all keys with their longest values take less
 STORE: Final = "store"
 KEYS: Final = "keys"
 SECRETS: Final = "secrets"
@@ -242,7 +242,7 @@ def open_home(
     return home
 
 
-def init_home(path: Path, label: str = "", *, new_log: bool = False) -> dict[str, object]:
+def init_home(path: Path, label: str = "", *, new_log: bool = False) -> Json:
     """Make what is missing of folder, config, identity and admin token; return what there is and what is new.
 
     `new_log` begins an empty log where there is none beside the keys; the tokens of the lost one are worth nothing.
@@ -272,20 +272,20 @@ def init_home(path: Path, label: str = "", *, new_log: bool = False) -> dict[str
     return {"home": str(path), **identity_facts(identity), "created": created}
 
 
-def generate_identity(path: Path, label: str = "", force: bool = False) -> dict[str, object]:
+def generate_identity(path: Path, label: str = "", force: bool = False) -> Json:
     """Make an identity, or keep the one there is unless forced; the manifest is signed again at the next start."""
     with _opened(path) as home:
         kept = home.vault.identity is not None and not force
         return {**identity_facts(home.vault.generate(label or default_label(), force=force)), "kept": kept}
 
 
-def show_identity(path: Path) -> dict[str, object] | None:
+def show_identity(path: Path) -> Json | None:
     """Return the identity's public facts, or None when there is none."""
     with _opened(path) as home:
         return identity_facts(home.vault.identity) if home.vault.identity else None
 
 
-def verify_identity(path: Path) -> dict[str, object]:
+def verify_identity(path: Path) -> Json:
     """Prove that the stored keys are intact: the DID certifies the first key and the chain ends at the one held.
 
     Raises "identity-missing", "identity-damaged", DidError.
@@ -299,7 +299,7 @@ def verify_identity(path: Path) -> dict[str, object]:
         return {**identity_facts(identity), "verified": certifies(identity.did, chain.first)}
 
 
-def rotate_identity(path: Path, compromised: bool) -> dict[str, object]:
+def rotate_identity(path: Path, compromised: bool) -> Json:
     """Give the identity a new key under its DID; peers learn it after the next start.  Raises "identity-missing"."""
     with _opened(path) as home:
         return identity_facts(home.vault.rotate("compromised" if compromised else "retired"))
@@ -311,13 +311,13 @@ def export_identity(path: Path) -> str:
         return home.vault.export()
 
 
-def import_identity(path: Path, text: str, force: bool = False) -> dict[str, object]:
+def import_identity(path: Path, text: str, force: bool = False) -> Json:
     """Take over an exported identity; raise "identity-damaged", "identity-exists", "manifest-stale", "chain-fork"."""
     with _opened(path) as home:
         return identity_facts(home.vault.install(text, force=force))
 
 
-def identity_facts(identity: Identity) -> dict[str, object]:
+def identity_facts(identity: Identity) -> Json:
     """Return an identity's public facts."""
     return {
         "did": identity.did,

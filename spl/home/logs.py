@@ -27,12 +27,13 @@ from ..core import when
 from ..core.errors import printable
 from ..core.event import event
 from ..core.recent import Repeats
+from ..core.value import Json
 from .disk import FILE_MODE, Disk, unusable
 
 FILE_BYTES: Final = 10_000_000
 FILES_KEPT: Final = 7
 REPEAT_EVERY_S: Final = 60.0
-KINDS_MAX: Final = 4096
+KINDS_MAX: Final = 4096  # kinds of lines that peers can repeat, counted apart; further ones share
 LINES_PER_MINUTE: Final = 600
 BURST: Final = 5
 KIND_FIELDS: Final = ("pair", "code", "namespace")
@@ -72,7 +73,7 @@ class CountedLog:
             self.warnings[pair, code] += 1
         self._write(logging.WARNING, name, pair, code, fields)
 
-    def _write(self, level: int, name: str, pair: str, code: str, fields: dict[str, object]) -> None:
+    def _write(self, level: int, name: str, pair: str, code: str, fields: Json) -> None:
         repeated = self._repeats.due((name, pair, code), self._steady_s())
         if repeated is not None:
             fields |= {"code": code} if code else {}
@@ -124,7 +125,7 @@ class Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return one line; `extra={"fields": {...}}` gives the event's members, an exception goes into msg."""
         fields = getattr(record, "fields", None)
-        line: dict[str, object] = {} if self.to_journal else {"ts": when.text_of(int(record.created * 1000))}
+        line: Json = {} if self.to_journal else {"ts": when.text_of(int(record.created * 1000))}
         line |= {
             "level": record.levelname.lower(),
             "target": TARGETS.get(record.name, record.name.replace("spl", "syncropel_engine", 1).replace(".", "::")),
@@ -217,7 +218,7 @@ def mask(text: str) -> str:
     return _SECRET.sub(r"\1…", text)
 
 
-def _logfmt(line: dict[str, object]) -> str:
+def _logfmt(line: Json) -> str:
     return " ".join(f"{key}={_value(value)}" for key, value in line.items())
 
 

@@ -14,7 +14,7 @@ from ..core import canon
 from ..core.errors import SplError
 from .disk import Disk, unusable
 
-FILE_BYTES_MAX: Final = 16 * 1024 * 1024
+FILE_BYTES_MAX: Final = 16 * 1024 * 1024  # some ten times what Limits keeps
 
 _KEY: Final = re.compile(r"[0-9a-f]{32}\Z")
 

@@ -31,7 +31,7 @@ THREAD_AUDIT: Final = "th_audit_permissions"
 KIND_DENIED: Final = "syncropel.policy.permission_denied.v1"
 AUDIT_EVERY_S: Final = 60
 AUDITS_PER_MINUTE: Final = 60
-KINDS_MAX: Final = 1024
+KINDS_MAX: Final = 1024  # decisions that are told apart while they repeat
 
 _Kind = tuple[str, str, str]
 

@@ -13,13 +13,13 @@ from ..core import consent
 from ..core.consent import Inbound
 from ..core.pair.pair import Pair
 from ..core.record.levels import NAMES, STRUCTURAL
-from ..core.value import dataclass
+from ..core.value import Json, dataclass
 from .log import Log
 from .segments import PROJECTION
 from .tables.lists import projections_of
 from .views import Views
 
-SCAN_ROWS_MAX: Final = 10_000
+SCAN_ROWS_MAX: Final = 10_000  # looked at for one page; the next one goes on there
 _CHUNK_ROWS: Final = 256
 
 
@@ -35,7 +35,7 @@ class Claim:
     by: str
     record: Mapping[str, Any]
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return the claim for people, marked as such, so that it is not taken for a record."""
         return {
             "object": "projection", "claimed_by": self.by, "id": self.id, "level": NAMES[self.level],

@@ -34,15 +34,15 @@ CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"
 SETTLED_NAME: Final = "settled"
 LOST_NAME: Final = "lost"
-DAMAGES_MAX: Final = 1000
+DAMAGES_MAX: Final = 1000  # places that are named; all are counted
 TAIL_BYTES: Final = 16 * MIB
 """More than one write of the log: behind a write whose sync failed there is none."""
 
-_SMALL_BYTES_MAX: Final = 4096
-_SETTLED_BYTES_MAX: Final = 64 * DAMAGES_MAX
-_LOST_BYTES_MAX: Final = 256 * DAMAGES_MAX
+_SMALL_BYTES_MAX: Final = 4096  # a mark takes 200 bytes; what is longer is none
+_SETTLED_BYTES_MAX: Final = 64 * DAMAGES_MAX  # two numbers a place
+_LOST_BYTES_MAX: Final = 256 * DAMAGES_MAX  # six numbers a place
 _BATCH_LINES: Final = 512
-_CUT_LINES_MAX: Final = 10_000_000
+_CUT_LINES_MAX: Final = 10_000_000  # behind the last segment; a mark that says more is damaged
 _NUMBERS: Final = 2**63
 _UNREADABLE: Final = (ValueError, KeyError, TypeError, OverflowError, RecursionError)
 _NOT_MISSED: Final = re.compile(rb'\{"k":"(?:pos|ref)",')

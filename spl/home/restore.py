@@ -50,7 +50,7 @@ from .writes import Arrive, Commit, Item, Own
 log = logging.getLogger("spl.store")
 
 ORIGIN: Final = "restore"
-RESTORES_MAX: Final = 4
+RESTORES_MAX: Final = 4  # each holds a thread and a file on the disk
 RESTORES_OF_OTHERS_MAX: Final = 3
 """Of those whose token is no operator's: they never take the last place."""
 UPLOAD_IDLE_MS: Final = 600_000

@@ -40,17 +40,17 @@ ENVELOPE_KINDS: Final = frozenset({"rec", "alt"})
 PROJECTION: Final = "proj"
 
 _NAME_DIGITS: Final = 20
-_HEADER_BYTES_MAX: Final = 4096
+_HEADER_BYTES_MAX: Final = 4096  # a header takes 200 bytes; what is longer is none
 _CHUNK_BYTES: Final = 256 * 1024
 _SEGMENT_BYTES: Final = Limits().segment_bytes
 _ASIDE: Final = re.compile(r"[0-9]{20}\.[0-9]+" + re.escape(ASIDE_SUFFIX))
-_OPEN_MAX: Final = 16
+_OPEN_MAX: Final = 16  # descriptors are shared with connections; a reader of old lines changes seldom
 _RUN: Final = b',"run":"'
 _ENV: Final = b'"env":'
 _BODY: Final = b'"body":'
 _SUM: Final = b',"sum":"'
 _RUN_DIGITS: Final = 32
-_ANCHORS_MAX: Final = 8
+_ANCHORS_MAX: Final = 8  # runs that may go on behind a gap; a damaged file offers any number
 _RUN_FIELD: Final = re.compile(rb',"run":"([0-9a-f]{32})","(?:env|body)":')
 
 

@@ -18,7 +18,7 @@ from ..core.value import dataclass, replace
 from .log import Log, Row
 from .tables.lists import by_thread, by_thread_in
 
-KINDS_MAX: Final = 256
+KINDS_MAX: Final = 256  # some KiB each; the oldest goes
 PIECE_ROWS: Final = 250
 PIECE_BYTES: Final = 256 * 1024
 """A piece takes one to three milliseconds, in which the event loop may wait for the interpreter."""

@@ -28,8 +28,8 @@ from .disk import TEMP_SUFFIX, Disk, unusable
 from .nonces import NonceMemory
 
 FORMAT: Final = 1
-IDENTITY_BYTES_MAX: Final = 256 * 1024
-SECRET_BYTES_MAX: Final = 64 * 1024
+IDENTITY_BYTES_MAX: Final = 256 * 1024  # hundreds of rotations
+SECRET_BYTES_MAX: Final = 64 * 1024  # the longest is a manifest that waits
 NONCES_NAME: Final = "nonces.jsonl"
 STRANGERS_NAME: Final = "nonces-strangers.jsonl"
 OLD_IDENTITIES: Final = "identity-"

@@ -9,7 +9,7 @@ from ..core.keys import SecretKey
 from ..core.recent import Costs
 from ..core.record.levels import Projection
 from ..core.record.record import Envelope
-from ..core.value import dataclass, field
+from ..core.value import Json, dataclass, field
 from .commit_queue import Post, Submission, Waiter
 from .log import Entry
 
@@ -83,7 +83,7 @@ class SavedPosition:
     day_bytes: int | None = None
     """As in DayBytes; None if nothing was counted."""
 
-    def body(self) -> dict[str, object]:
+    def body(self) -> Json:
         """Return {pair, cursor, count, day_bytes?}."""
         day = {} if self.day_bytes is None else {"day_bytes": self.day_bytes}
         return {"pair": self.pair, "cursor": self.cursor, "count": self.count, **day}
@@ -97,7 +97,7 @@ class DayBytes:
     pair: str
     bytes: int
 
-    def body(self) -> dict[str, object]:
+    def body(self) -> Json:
         """Return {pair, day_bytes}."""
         return {"pair": self.pair, "day_bytes": self.bytes}
 

@@ -25,7 +25,7 @@ _WINDOW_BITS: Final = 11
 _MEMORY_LEVEL: Final = 3
 _LEVEL: Final = 6
 _HEAD: Final = b"\x38\x11"  # RFC 1950 §2.2: deflate with a window of 2 KiB, no dictionary; a multiple of 31
-_STORED_MAX: Final = 65535
+_STORED_MAX: Final = 65535  # RFC 1951 §3.2.4
 _PIECE_BYTES: Final = 64 * 1024
 
 

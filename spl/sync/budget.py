@@ -30,6 +30,7 @@ from ..core.pair.status import IntakeStatus
 from ..core.value import dataclass, replace
 from ..home.log import Line, LineError, Log
 from ..home.tables.lists import DAYS, POSITIONS, name_in
+from ..home.writer import Writer
 from ..home.writes import DayBytes, Item, SavedPosition, size_of
 
 INTAKE_PAUSED: Final = "intake-paused"
@@ -58,17 +59,15 @@ class _Sum:
 
 
 class IntakeBudget:
-    """The sums of all peers; `saved` are those of the last process, by now; `peer_of` says whose a pair is.
+    """The sums of all peers; `saved` are those of the last process, by now; the writer's views say whose a pair is.
 
     With a lock, because the signed messages are counted on the thread of the steps.
     """
 
     def __init__(
-        self, day_bytes: int, saved: Mapping[str, float], steady_s: Callable[[], float] = time.monotonic,
-        peer_of: Callable[[str], str] = str,
-    ) -> None:  # fmt: skip
-        self._day_bytes, self._steady_s, self._lock = day_bytes, steady_s, Lock()
-        self._peer_of = peer_of
+        self, writer: Writer, day_bytes: int, saved: Mapping[str, float], steady_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._writer, self._day_bytes, self._steady_s, self._lock = writer, day_bytes, steady_s, Lock()
         now_s = steady_s()
         self._sums = {peer: _Sum(size, now_s, size >= day_bytes) for peer, size in saved.items()}
 
@@ -128,31 +127,37 @@ class IntakeBudget:
     def renew(self, pair_id: str) -> None:
         """Let the pair bring in a whole day's bytes again, by our operator's word."""
         with self._lock:
-            self._sums[self._peer_of(pair_id)] = _Sum(0.0, self._steady_s())
+            self._sums[peer_of(self._writer, pair_id)] = _Sum(0.0, self._steady_s())
 
     def _sum(self, pair_id: str) -> _Sum:
         now_s = self._steady_s()
-        found = self._sums.setdefault(self._peer_of(pair_id), _Sum(0.0, now_s))
+        found = self._sums.setdefault(peer_of(self._writer, pair_id), _Sum(0.0, now_s))
         found.bytes = max(0.0, found.bytes - max(0.0, now_s - found.at_s) * self._day_bytes / DAY_S)
         found.at_s = now_s
         return found
 
 
-def saved_sums(store: Log, day_bytes: int, now_ms: int, peer_of: Callable[[str], str] = str) -> dict[str, float]:
+def peer_of(writer: Writer, pair_id: str) -> str:
+    """Return the DID of a pair's peer; of a pair that there is not, its id."""
+    pair = writer.views.pairs.get(pair_id)
+    return pair.peer_did if pair is not None else pair_id
+
+
+def saved_sums(writer: Writer, day_bytes: int, now_ms: int) -> dict[str, float]:
     """Return what counts now of each peer, by the last line of the log that says it of any pair with the peer.
 
     A clock that was set back since lets nothing run off.
     """
     found, of_peers = dict[str, float](), dict[str, list[Line]]()
-    for pair_id, lines in _newest(store).items():
-        of_peers.setdefault(peer_of(pair_id), []).extend(lines)
+    for pair_id, lines in _newest(writer.store).items():
+        of_peers.setdefault(peer_of(writer, pair_id), []).extend(lines)
     for peer, lines in of_peers.items():
         marks = [(line, value) for line in lines if type(value := _body(line).get("day_bytes")) is int]
         if marks:
             line, value = max(marks, key=lambda mark: mark[0].seq)
             past_s = max(0.0, (now_ms - line.at_ms) / 1000)
         else:
-            value, past_s = min(_taken(store, now_ms), int(day_bytes * _OLD_SHARE)), 0.0
+            value, past_s = min(_taken(writer.store, now_ms), int(day_bytes * _OLD_SHARE)), 0.0
         found[peer] = max(0.0, value - past_s * day_bytes / DAY_S)
     return found
 

@@ -140,8 +140,8 @@ class Ingest:
         self.lines = CountedLog(log)
         """What a peer can repeat is logged through this, by the other services too."""
         self.refused = RefusedLedger(writer, limits, self.pool)
-        saved = saved_sums(writer.store, limits.intake_day_bytes, now_ms(), self._peer_of)
-        self.budget = IntakeBudget(limits.intake_day_bytes, saved, steady_s, self._peer_of)
+        saved = saved_sums(writer, limits.intake_day_bytes, now_ms())
+        self.budget = IntakeBudget(writer, limits.intake_day_bytes, saved, steady_s)
         self.regaining: set[str] = set()  # from these the operator just now takes what our own retired keys signed
         self._now_ms = now_ms
         self._roots = Roots(limits.verified_roots)
@@ -451,10 +451,6 @@ class Ingest:
             self.budget.use_up(pair_id)
             self.budget.check(pair_id)
         return sum(outcome.fresh for outcome, item in zip(outcomes, sent, strict=False) if isinstance(item, Arrive))
-
-    def _peer_of(self, pair_id: str) -> str:
-        pair = self.writer.views.pairs.get(pair_id)
-        return pair.peer_did if pair is not None else pair_id
 
     async def _submitted(self, items: Sequence[Item]) -> list[Outcome]:
         loop = asyncio.get_running_loop()

@@ -52,11 +52,6 @@ class Notifier:
         for event in dict.fromkeys(event for name in names for event in self._waiting.get(name, ())):
             event.set()
 
-    @property
-    def waiters(self) -> int:
-        """The number of waiters."""
-        return len({event for events in self._waiting.values() for event in events})
-
     @contextmanager
     def listening(self, names: Iterable[str]) -> Iterator[asyncio.Event]:
         """Give an event that is set when one of the lists gets a record."""

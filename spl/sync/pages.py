@@ -27,7 +27,7 @@ from .source import Credential, FeedError, Query, Source
 from .supervise import Kick, wait
 
 SLICE_BYTES: Final = 128 * KIB
-READS_MAX: Final = 2
+READS_MAX: Final = 2  # one, and one whose peer gave up and asked again
 PACE_GAPS: Final = 3
 """Enough for one regular gap among two readings by hand."""
 

@@ -67,9 +67,9 @@ ERROR_BYTES_MAX: Final = 16 * 1024
 RETRY_AFTER_MAX_S: Final = 3600
 TOKEN_REVOKED: Final = "token-revoked"  # noqa: S105 - a reason, not one
 """The reason in a refusal of a token that the issuer revoked."""
-MESSAGE_CHARS_MAX: Final = 200
+MESSAGE_CHARS_MAX: Final = 200  # of a peer, for one line of a log or report
 REJECTED_401: Final = "peer rejected handshake: 401 Unauthorized"
-SERVER_CHARS_MAX: Final = 60
+SERVER_CHARS_MAX: Final = 60  # of the header that names what stands between us
 SERVER_ERROR_STATUS: Final = 500
 WHY_401: Final = "a permission rule on the peer protects federation:pair"
 

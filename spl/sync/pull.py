@@ -26,7 +26,7 @@ from ..core.pair.pair import Pair
 from ..core.presence import ANSWER_S
 from ..core.record import page
 from ..core.record.page import Page
-from ..core.value import dataclass, field, replace
+from ..core.value import Json, dataclass, field, replace
 from ..home.tables.lists import projections_of, received, received_vouched, vouched
 from .changes import Feed
 from .ingest import Ingest, Judged
@@ -48,7 +48,7 @@ from .supervise import Handoff, Kick, run_together
 
 log = logging.getLogger("spl.federation")
 
-RESETS_PER_HOUR_MAX: Final = 3
+RESETS_PER_HOUR_MAX: Final = 3  # each reads everything again; a peer that refuses every cursor is faulty
 HOUR_S: Final = 3600.0
 PAGES_MAX: Final = 10_000
 """Pages of one pull, ten million records; the next pull goes on from there."""
@@ -373,7 +373,7 @@ class Puller:
 
         Raises SyncError or ReachError if it does not answer.
         """
-        told: dict[str, object] = {"cursor": (since := self.ingest.since(pair)), "peer_view": view}
+        told: Json = {"cursor": (since := self.ingest.since(pair)), "peer_view": view}
         carried = self.carried.get(pair.pair_id)
         if carried is not None and carried.proven:
             told["received"] = carried.proven

@@ -33,7 +33,7 @@ from ..core.pair.status import LastError, PushStatus
 from ..core.presence import BOTH
 from ..core.record import page
 from ..core.record.page import Page, PushAnswer
-from ..core.value import dataclass, field, replace
+from ..core.value import Json, dataclass, field, replace
 from ..home.writes import Commit, Hop
 from ..net.client import Reply
 from .changes import Feed
@@ -127,7 +127,7 @@ class Push:
 
     # -- what a peer pushes
 
-    async def receive(self, pair_id: str, body: bytes) -> dict[str, object]:
+    async def receive(self, pair_id: str, body: bytes) -> Json:
         """Store what is sound of a push and return the answer to it (core/record/page.py).
 
         One push of a pair is decoded and stored at a time: a body of 5 MiB takes up to 96 MiB once it is decoded.
@@ -149,7 +149,7 @@ class Push:
         finally:
             state.pushes -= 1
 
-    async def _receive(self, pair_id: str, body: bytes) -> dict[str, object]:
+    async def _receive(self, pair_id: str, body: bytes) -> Json:
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._pool, page.decode_push, body, self.limits.page_records)
         pair = self._check(pair_id)
@@ -162,7 +162,7 @@ class Push:
             raise PushError("push-position", f"we stand elsewhere with {pair_id}", cursor=saved, peer_view=view)
         return self._answer(pair, found, await self._ingest.take_pushed(pair, found))
 
-    def _answer(self, pair: Pair, found: page.PushBody, taken: Taken) -> dict[str, object]:
+    def _answer(self, pair: Pair, found: page.PushBody, taken: Taken) -> Json:
         codes = {verdict.id: verdict.code for verdict in taken.refused}
         return {
             "cursor": self._ingest.since(pair),

@@ -22,7 +22,7 @@ from typing import Final, Protocol
 from ..core import consent
 from ..core.consent import Outbound
 from ..core.errors import SplError
-from ..core.identity.did import multibase
+from ..core.identity.did import Chain, multibase
 from ..core.keys import AEAD_NONCE_BYTES
 from ..core.limits import Limits
 from ..core.pair.modes import POLLING
@@ -34,7 +34,7 @@ from ..core.record import levels
 from ..core.record.cursor import Cursor
 from ..core.record.filter import OPEN
 from ..core.record.levels import EXACT
-from ..core.value import dataclass, replace
+from ..core.value import Json, dataclass, replace
 from ..home.index import Row
 from ..home.segments import LineError
 from ..home.tables.lists import vouched
@@ -48,7 +48,7 @@ from .scope import Counts, EmptyRanges, LogView, Scope, scope_of, tally
 
 log = logging.getLogger("spl.federation")
 
-SEALED_MAX: Final = 256
+SEALED_MAX: Final = 256  # sealing takes 7 us; the oldest goes
 NONCES: Final = 64
 """Drawn at once: to ask the system for one costs a stream as much as its event's head."""
 SIGNERS_MAX: Final = 4096
@@ -128,6 +128,13 @@ class Source:
     def last_seq(self) -> int:
         """Return the end of the last commit that was announced; a reading takes it before its scope."""
         return self._recent.state[1]
+
+    def chain(self, did: str) -> Chain | None:
+        """Return the key chain of a signer, as we know it."""
+        identity = self.vault.identity
+        if identity is not None and identity.did == did:
+            return identity.chain
+        return self.writer.views.pins.chain(did)
 
     def pair(self, pair_id: str) -> Pair:
         """Return a pair whose pulls we answer now.
@@ -262,7 +269,7 @@ class Source:
             return True
         return self.counts.advance(pair_id, self.view_at(pair_id, self.scope(pair), last_seq))
 
-    def peer_view(self, pair_id: str, query: Query | None = None) -> dict[str, object]:
+    def peer_view(self, pair_id: str, query: Query | None = None) -> Json:
         """Return how we see the pair, for the peer (core/record/page.py).
 
         `head` is None while it is counted for the first time.  A reader with its own token (`query.reads`) gets the

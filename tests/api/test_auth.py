@@ -72,10 +72,10 @@ class World:
             cast(Writer, SimpleNamespace(views=self.views)),
             cast(Vault, self.vault),
             Settings(Config(**self.config)),
+            cast(Any, SimpleNamespace(arrived=self.refused.append)),
             self.limits,
             lambda: self.now_ms,
             insecure=self.insecure,
-            on_refused=self.refused.append,
         )
 
     def set_tokens(self, tokens: Mapping[str, Token]) -> None:

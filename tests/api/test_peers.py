@@ -3,7 +3,7 @@
 import asyncio
 
 from tests.api.conftest import Served
-from tests.waiting import DEADLINE_S, until
+from tests.waiting import DEADLINE_S, until, waiters
 
 NDJSON = (("content-type", "application/x-ndjson"),)
 
@@ -64,7 +64,7 @@ async def test_a_longpoll_is_not_answered_for_a_token_that_ended_meanwhile(serve
     held = next(t for t in served.home.views.tokens.values() if t.scopes == frozenset({"federation:sync"}))
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(served.refused("GET", path, token=token))
-        await until(lambda: served.services.feed.notifier.waiters)
+        await until(lambda: waiters(served.services.feed.notifier))
         await served.json("DELETE", f"/v1/tokens/{held.token_id}")
     assert asked.result() == (401, "AUTH_INVALID")
 
@@ -76,7 +76,7 @@ async def test_a_longpoll_is_not_answered_against_a_rule_that_came_meanwhile(ser
     rule = {"name": "no", "resource": "sync:read", "action": "deny", "priority": 1, "expression": "true"}
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(served.refused("GET", path, token=token))
-        await until(lambda: served.services.feed.notifier.waiters)
+        await until(lambda: waiters(served.services.feed.notifier))
         await served.json("POST", "/v1/config/permission-rules", rule)
     assert asked.result() == (403, "PERMISSION_DENIED")
 

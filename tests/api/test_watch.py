@@ -14,7 +14,7 @@ from spl.net.client import EventStream
 from spl.net.sse import Event
 from tests.api.conftest import HERE, Served
 from tests.api.test_records import value
-from tests.waiting import DEADLINE_S, until
+from tests.waiting import DEADLINE_S, until, waiters
 
 NDJSON = (("content-type", "application/x-ndjson"),)
 
@@ -174,8 +174,8 @@ async def test_the_stop_is_told(served: Served) -> None:
 async def test_who_went_is_forgotten(served: Served) -> None:
     async with watching(served) as stream:
         await anext(stream)
-        assert served.services.feed.notifier.waiters == 1
-    await until(lambda: not served.services.feed.notifier.waiters)
+        assert waiters(served.services.feed.notifier) == 1
+    await until(lambda: not waiters(served.services.feed.notifier))
     served.services.writer.submit([Own("th_audit_x", "note", {})]).result(20)
 
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 import pytest
 
 from spl.api import table
-from spl.engine.credentials import seed_text
 from tests.attack.probes import dial, head, instances, paired, until
 from tests.attack.routes import ANYONE, BOUND, PEER, ROUTES, SCOPES, SOCKET, UNBOUND, Row
 from tests.e2e.conftest import AUTO
 from tests.e2e.harness import DEADLINE_S, Answer, Instance
+from tests.engine.nkeys import seed_text
 from tests.waiting import eventually
 
 JSON: Final = "application/json"

@@ -89,7 +89,7 @@ class Clinic:
             reaches = SimpleNamespace(word=lambda pair_id: self.way)
             source = SimpleNamespace(reaches=reaches)
             feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered, source=source))
-            health = HealthSampler(node.home.writer, sync, feed, Limits(), steady_s=lambda: 0.0, tasks=list)
+            health = HealthSampler(node.home.writer, sync, feed, Limits(), steady_s=lambda: 0.0)
             client = node.pairing.peers.client = cast(HttpClient, PeerNetwork(node, self))
             peer = PeerCheck(
                 client, self, node.pairing, node.home.vault, Limits(),

@@ -26,6 +26,15 @@ class APair:
     serve_allowed: bool = True
 
 
+class Sampler(HealthSampler):
+    """One that is told which tasks run."""
+
+    tasks: list[str]
+
+    def running(self) -> list[str]:
+        return self.tasks
+
+
 @dataclass
 class World:
     """A sampler over one pair whose status the test sets, and a clock that the test moves."""
@@ -38,11 +47,11 @@ class World:
     offered: OfferedStatus = field(default_factory=lambda: OfferedStatus(0, 0, 0))
 
     def __post_init__(self) -> None:
-        self.health = HealthSampler(
+        self.health = Sampler(
             cast(Writer, SimpleNamespace(views=self)), cast(Sync, SimpleNamespace(status=lambda _: self.status)),
             cast(Feed, SimpleNamespace(offered=lambda _: self.offered)), Limits(), steady_s=lambda: self.now_s,
-            tasks=lambda: self.tasks,
         )  # fmt: skip
+        self.health.tasks = self.tasks
 
     def beats(self, count: int, late_ms: float = 0.0, **status: Any) -> None:
         self.status = replace(self.status, **status)
@@ -135,7 +144,7 @@ def test_one_late_beat_is_a_hiccup_and_two_are_a_finding() -> None:
 
 def test_a_pair_without_a_task_is_dead_on_the_second_look() -> None:
     world = World()
-    world.tasks = ["sync pair_ffffffff"]
+    world.health.tasks = ["sync pair_ffffffff"]
     world.beats(1)
     assert world.health.dead() == []
     world.beats(1)

@@ -137,7 +137,7 @@ async def held(server: NatsServer, node: Node, *names: str) -> None:
 async def serving(node: Node) -> AsyncIterator[SinkService]:
     """Run the sinks of a node."""
     disk = node.home.disk
-    service = SinkService(node.feed, node.home.vault, disk, None, now_ms=node.now_ms, random_bytes=os.urandom)
+    service = SinkService(node.feed, disk, None, now_ms=node.now_ms, random_bytes=os.urandom)
     stop = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -14,7 +14,7 @@ import pytest
 from spl.core.pair.modes import ENGINE, POLLING
 from spl.engine import carrier as carriers
 from spl.engine import jetstream, nats, subjects
-from spl.engine.carriers import CarrierService
+from spl.engine.carriers import CarrierService, LeftConsumers
 from spl.engine.jetstream_target import PREVIOUS
 from spl.engine.protocol import Delivery, head_of, published
 from spl.engine.service import SinkService
@@ -184,14 +184,14 @@ async def test_a_carrier_that_ends_leaves_no_consumer_or_says_how_it_is_deleted(
         spoke.change_pair(pair_id, mode=POLLING)
         service._tasks.kick()
         lost = replace(pair, carrier={**pair.carrier, "url": "nats://127.0.0.1:1", "creds": ""})
-        left: Any = await service.leave(lost)
+        left: Any = (await service.leave(lost)).to_json()
         words = f"nats --server nats://127.0.0.1:1 --inbox-prefix _INBOX_{pair_id}"
         command = f"{words} consumer rm {stream} {name} --force"
         assert (left["deleted"], left["commands"]) == (0, [command])
         assert "127.0.0.1" in left["error"]["message"]
-        assert await service.leave(pair) == {"deleted": 1, "error": None, "commands": []}
+        assert await service.leave(pair) == LeftConsumers(1, None, [])
         assert not (await server.ask(f"CONSUMER.NAMES.{stream}"))["consumers"]
-        assert await service.leave(pair) == {"deleted": 0, "error": None, "commands": []}, "none is there"
+        assert await service.leave(pair) == LeftConsumers(0, None, []), "none is there"
 
 
 async def test_pulls_that_fail_become_rare(tmp_path: Path, server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,12 @@ from spl.core.errors import SplError, http_code
 from spl.core.pair.modes import ENGINE
 from spl.core.pair.pair import Pair
 from spl.core.pair.state import Revoked
-from spl.engine import carriers, credentials, subjects
+from spl.engine import carriers, subjects
 from spl.engine.carrier import Carrier, CarrierParts
 from spl.engine.carriers import carrier_of
 from spl.engine.nats import Nats
 from spl.engine.protocol import EngineError
+from tests.engine.nkeys import seed_text
 from tests.engine.servers import NatsServer
 from tests.engine.test_carrier import closed, equal, reading, two
 from tests.engine.test_engines import engines_of
@@ -69,13 +70,13 @@ async def test_what_stays_is_deleted_as_the_pairs_user_or_by_the_servers_operato
 
     monkeypatch.setattr(CarrierParts, "connect", refused)
     file = tmp_path / "user"
-    file.write_text(text.replace("SEED", credentials.seed_text(b"\x07" * 32)))
+    file.write_text(text.replace("SEED", seed_text(b"\x07" * 32)))
     told = {"url": "tls://n.example", "creds": str(file) if text else "", "ca": "/etc/ca.pem"}
     async with nodes(tmp_path, "hub", "spoke") as (hub, spoke):
         pair_id = join(hub, spoke)
         spoke.change_pair(pair_id, carrier=told)
         async with reading(spoke) as service:
-            left: Any = await service.leave(spoke.home.views.pairs[pair_id])
+            left: Any = (await service.leave(spoke.home.views.pairs[pair_id])).to_json()
         user = f"{option.replace('FILE', str(file))}--inbox-prefix _INBOX_{pair_id} " if code != "sink-auth" else ""
         words = f"nats --server tls://n.example --tlsca /etc/ca.pem {user}consumer rm {subjects.stream_of(hub.did)}"
         assert (left["deleted"], left["error"]["code"]) == (0, http_code(code))

@@ -7,9 +7,10 @@ import pytest
 from spl.core.keys import verify
 from spl.engine import credentials
 from spl.engine.credentials import CredentialsError
+from tests.engine.nkeys import seed_text
 
 SEED = bytes(range(32))
-TEXT = credentials.seed_text(SEED)
+TEXT = seed_text(SEED)
 JWT = "eyJhbGciOiJ.eyJqdGkiOiJ.c2lnbmF0dXJl"
 CREDS = f"""-----BEGIN NATS USER JWT-----
 {JWT}

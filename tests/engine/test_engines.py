@@ -13,8 +13,7 @@ LOADED = "import sys, spl.daemon; print(*(name for name in sys.modules if name.s
 
 
 def engines_of(node: Node) -> Engines:
-    vault, disk = node.home.vault, node.home.disk
-    return Engines(node.feed, node.sync, vault, disk, None, now_ms=node.now_ms, random_bytes=os.urandom)
+    return Engines(node.feed, node.sync, node.home.disk, None, now_ms=node.now_ms, random_bytes=os.urandom)
 
 
 def test_a_daemon_imports_none_of_it() -> None:

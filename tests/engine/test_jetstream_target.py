@@ -20,6 +20,7 @@ from spl.engine.jetstream import StoredMessage
 from spl.engine.jetstream_target import JetStreamTarget
 from spl.engine.pump import SinkState
 from spl.home.writes import Arrive
+from tests.engine.nkeys import encoded, seed_text
 from tests.engine.servers import (
     NatsServer,
     caught_up,
@@ -305,7 +306,7 @@ def guarded(tmp_path: Path) -> Iterator[NatsServer]:
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
     for name, number in (("seed", 7), ("wrong", 8)):
-        (tmp_path / name).write_text(credentials.seed_text(bytes([number]) * 32) + "\n")
+        (tmp_path / name).write_text(seed_text(bytes([number]) * 32) + "\n")
     user = credentials.public_text(SecretKey(b"\x07" * 32).public)
     config = f"""
         tls {{ cert_file: "{tmp_path}/cert.pem", key_file: "{tmp_path}/key.pem" }}
@@ -352,7 +353,7 @@ def claims(
 
 def key_text(prefix: int, key: bytes) -> str:
     """Return a public key as NATS writes it: with 14 that of an operator, with 0 that of an account."""
-    return credentials._encoded(bytes([prefix << 3]) + key)
+    return encoded(bytes([prefix << 3]) + key)
 
 
 async def test_a_jwt_that_has_expired_or_does_so_while_connected_is_named(node: Node, tmp_path: Path) -> None:
@@ -376,7 +377,7 @@ async def test_a_jwt_that_has_expired_or_does_so_while_connected_is_named(node: 
                 jwt = claims("user", credentials.public_text(user.public), account, 0,
                              {"subs": -1, "data": -1, "payload": -1}, ends_s)  # fmt: skip
                 path = tmp_path / file
-                path.write_text(f"{jwt}\n{credentials.seed_text(bytes([23]) * 32)}\n")
+                path.write_text(f"{jwt}\n{seed_text(bytes([23]) * 32)}\n")
                 await service.add({**FAN, "url": server.url, "creds": str(path)}, from_now=False)
                 sink = await failing(service, "sink-auth")
                 assert jwt not in str(sink)

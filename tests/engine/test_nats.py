@@ -9,10 +9,11 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.engine import nats
-from spl.engine.credentials import read, seed_text
+from spl.engine.credentials import read
 from spl.engine.nats import Endpoint, Nats, connect, endpoint_of
 from spl.net.dialer import Dialer
 from spl.sync.supervise import run_together
+from tests.engine.nkeys import seed_text
 from tests.engine.servers import Talk, info, scripted
 
 

@@ -56,7 +56,7 @@ def pool() -> ThreadPoolExecutor:
 
 
 def made(node: Node, far: Far, pool: ThreadPoolExecutor) -> Pump:
-    reader = LogReader(node.feed.source, node.home.vault)
+    reader = LogReader(node.feed.source)
     clocks = {"now_ms": node.now_ms, "random_bytes": os.urandom}
     return Pump(FAN, far, reader, node.feed.notifier, pool, SinkState(), **clocks)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ def grant(node: Node, sink: Sink) -> None:
 
 
 def test_batches_follow_each_other_to_the_end(node: Node) -> None:
-    reader = LogReader(node.feed.source, node.home.vault)
+    reader = LogReader(node.feed.source)
     grant(node, FAN)
     made = [node.emit(str(number), ns="music" if number % 2 else "") for number in range(BATCH_RECORDS + 10)]
     node.emit("hidden", ns="other")
@@ -26,11 +26,11 @@ def test_batches_follow_each_other_to_the_end(node: Node) -> None:
     assert reader.count(FAN.namespaces, 0, first.seq) == BATCH_RECORDS
     assert reader.total(FAN.namespaces) == len(made)
     assert {each.signer for each in first.records} == {node.did}
-    assert reader.chain(node.did) == node.chain
+    assert reader.source.chain(node.did) == node.chain
 
 
 def test_nothing_is_read_of_a_sink_that_is_another_one_now(node: Node) -> None:
-    reader = LogReader(node.feed.source, node.home.vault)
+    reader = LogReader(node.feed.source)
     node.emit("a record")
     assert reader.batch(FAN, 0).records == ()
     grant(node, FAN)
@@ -43,13 +43,13 @@ def test_nothing_is_read_of_a_sink_that_is_another_one_now(node: Node) -> None:
 
 
 def test_reserved_threads_are_in_no_batch(node: Node) -> None:
-    reader = LogReader(node.feed.source, node.home.vault)
+    reader = LogReader(node.feed.source)
     grant(node, FAN)
     assert reader.batch(FAN, 0).records == ()
 
 
 def test_a_record_is_found_in_its_namespace_alone(node: Node) -> None:
-    reader = LogReader(node.feed.source, node.home.vault)
+    reader = LogReader(node.feed.source)
     made = node.emit("one", ns="music")
     found = reader.find(made.id, "music")
     assert found is not None
@@ -58,7 +58,7 @@ def test_a_record_is_found_in_its_namespace_alone(node: Node) -> None:
 
 
 def test_what_an_earlier_line_of_another_namespace_is_too_is_known(node: Node) -> None:
-    reader = LogReader(node.feed.source, node.home.vault)
+    reader = LogReader(node.feed.source)
     grant(node, FAN)
     made = node.emit("in both")
     hidden = node.emit("elsewhere first", ns="other")

@@ -13,6 +13,7 @@ from spl.engine.nats import Endpoint, Nats, connect
 from spl.engine.protocol import EngineError, published
 from spl.net.dialer import Dialer
 from spl.sync.supervise import run_together
+from tests.engine.nkeys import seed_text
 from tests.engine.servers import NatsServer
 
 DID = "did:sync:instance:hub-0123456789abcdef01234567"
@@ -69,7 +70,7 @@ def users_of(hub: Credentials, reader: Credentials) -> list[dict[str, object]]:
 
 async def test_a_server_holds_a_reader_to_the_printed_permissions(tmp_path: Path) -> None:
     stream, music, art = subjects.stream_of(DID), subjects.namespace_of(DID, "music"), subjects.namespace_of(DID, "art")
-    hub, reader = (credentials.read(credentials.seed_text(bytes([number]) * 32)) for number in (1, 2))
+    hub, reader = (credentials.read(seed_text(bytes([number]) * 32)) for number in (1, 2))
     config = f"authorization: {json.dumps({'users': users_of(hub, reader)})}\n"
     server = NatsServer(tmp_path / "nats", config=config).start()
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -12,6 +14,7 @@ from spl.core.errors import SplError
 from spl.core.limits import Limits
 from spl.core.record import page
 from spl.core.record.page import Page
+from spl.home.writer import Writer
 from spl.home.writes import Arrive, DayBytes, Emit, Own, Refuse, SavedPosition, size_of
 from spl.sync.budget import DAY_S, INTAKE_PAUSED, IntakeBudget, IntakeError, saved_sums
 from tests.nodes import LIMITS, Node, join, nodes
@@ -33,9 +36,12 @@ class Clock:
         return self.now_s
 
 
-def made(**saved: int) -> tuple[IntakeBudget, Clock]:
-    clock = Clock()
-    return IntakeBudget(DAY_BYTES, saved, clock), clock
+def made(peers: Mapping[str, str] = {}, **saved: int) -> tuple[IntakeBudget, Clock]:
+    """Return a budget and its clock; `peers` are those of the pairs, each its own without."""
+    clock, pairs = Clock(), {pair_id: SimpleNamespace(peer_did=did) for pair_id, did in peers.items()}
+    return IntakeBudget(
+        cast(Writer, SimpleNamespace(views=SimpleNamespace(pairs=pairs))), DAY_BYTES, saved, clock
+    ), clock
 
 
 def refused(budget: IntakeBudget, pair_id: str) -> float:
@@ -59,7 +65,7 @@ def test_the_limit_pauses_one_pair_and_no_other() -> None:
 
 def test_pairs_of_one_peer_share_a_day() -> None:
     peers = {PAIR: "did:a", OTHER: "did:a", "pair_00000003": "did:b"}
-    budget = IntakeBudget(DAY_BYTES, {}, Clock(), peers.__getitem__)
+    budget, _ = made(peers)
     budget.charge(PAIR, DAY_BYTES)
     assert refused(budget, OTHER) > 0
     assert refused(budget, "pair_00000003") == 0
@@ -291,9 +297,9 @@ async def test_a_restart_neither_gives_back_nor_adds(tmp_path: Path, way: str) -
             bob.emit("x" * 1000)
         for _ in range(3):
             now_ms = bob.home.store.line(bob.home.store.last_seq).at_ms
-            saved = saved_sums(bob.home.store, DAY_BYTES, now_ms)
-            assert OTHER not in saved
-            assert brought - 100 <= saved[PAIR] <= brought
+            saved = saved_sums(bob.home.writer, DAY_BYTES, now_ms)
+            assert list(saved) == [alice.did]
+            assert brought - 100 <= saved[alice.did] <= brought
 
 
 async def test_what_is_asked_for_again_in_vain_counts(tmp_path: Path) -> None:
@@ -329,7 +335,7 @@ async def test_a_peer_that_pairs_again_has_no_new_day_and_after_a_restart_neithe
         brought = budget.brought(OTHER)
         assert brought > first
         now_ms = bob.home.store.line(bob.home.store.last_seq).at_ms
-        saved = saved_sums(bob.home.store, DAY_BYTES, now_ms, bob.ingest._peer_of)
+        saved = saved_sums(bob.home.writer, DAY_BYTES, now_ms)
         assert list(saved) == [alice.did]
         assert brought - 100 <= saved[alice.did] <= brought
 
@@ -339,8 +345,8 @@ async def test_what_runs_off_while_the_daemon_is_down_runs_off(tmp_path: Path) -
         join(alice, bob)
         alice.emit("1")
         await bob.sync.pull(PAIR)
-        store, at_ms = bob.home.store, bob.home.views.positions[PAIR].at_ms
-        whole, half, back = (saved_sums(store, 2000, at_ms + int(ms))[PAIR] for ms in (0, DAY_S * 250, -DAY_S * 9e5))
+        writer, at_ms, times = bob.home.writer, bob.home.views.positions[PAIR].at_ms, (0, DAY_S * 250, -DAY_S * 9e5)
+        whole, half, back = (saved_sums(writer, 2000, at_ms + int(ms))[alice.did] for ms in times)
         assert whole == back == bob.ingest.budget.brought(PAIR)
         assert abs(whole - half - 500) < 1
 
@@ -353,7 +359,7 @@ async def test_the_operators_word_holds_over_a_restart(tmp_path: Path) -> None:
         assert await code_of(bob.sync.pull(PAIR)) == INTAKE_PAUSED
         assert bob.sync.renew_intake(PAIR)
         bob.write(Emit({"act": "DO", "actor": "did:sync:user:b", "thread": "th", "body": {}}))
-        assert saved_sums(bob.home.store, 2000, bob.now_ms())[PAIR] == 0
+        assert saved_sums(bob.home.writer, 2000, bob.now_ms())[alice.did] == 0
 
 
 async def test_a_position_that_an_older_version_saved_counts_what_the_log_took(tmp_path: Path) -> None:
@@ -362,9 +368,9 @@ async def test_a_position_that_an_older_version_saved_counts_what_the_log_took(t
         bob.write(SavedPosition(PAIR, "cursor", 3))
         for _ in range(10):
             bob.emit("x" * 1000)
-        saved = saved_sums(bob.home.store, DAY_BYTES, bob.now_ms())
-        assert 10_000 < saved[PAIR] <= bob.home.store.stats().log_bytes
-        assert saved_sums(bob.home.store, 1000, bob.now_ms()) == {PAIR: 1000 * 23 // 24}
+        saved = saved_sums(bob.home.writer, DAY_BYTES, bob.now_ms())
+        assert 10_000 < saved[alice.did] <= bob.home.store.stats().log_bytes
+        assert saved_sums(bob.home.writer, 1000, bob.now_ms()) == {alice.did: 1000 * 23 // 24}
 
 
 def full(lots: list[tuple[object, asyncio.Future[object]]], *ways: object) -> None:

@@ -26,7 +26,7 @@ from spl.sync.scope import Steps
 from spl.sync.source import ASKS_MS, Query
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.store_kit import set_views
-from tests.waiting import DEADLINE_S, turns, until
+from tests.waiting import DEADLINE_S, turns, until, waiters
 
 PAIR = "pair_00000001"
 READS = {"mode": "polling", "poll_ms": 300_000, "asks_ms": ASKS_MS}
@@ -383,7 +383,7 @@ async def longpoll(
     patch.setattr(changes, "has_news", has_news)
     async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
         asked = tasks.create_task(page(node, since=since, feed="longpoll"))
-        await until(lambda: node.feed.notifier.waiters and looks[0])
+        await until(lambda: waiters(node.feed.notifier) and looks[0])
         looks[0] = 0
         await during()
     return asked.result(), looks[0]
@@ -408,7 +408,7 @@ async def test_a_longpoll_waits_for_a_record_in_scope_and_sleeps_through_others(
         assert ids(found) == sent
         # One wake, by the record in scope; the five others did not even make it look.
         assert looks == 1
-        assert not alice.feed.notifier.waiters
+        assert not waiters(alice.feed.notifier)
 
 
 async def test_a_longpoll_is_not_answered_by_what_the_peer_itself_delivered(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.nodes import LIMITS, join, nodes
 from tests.sync.test_changes import ids, page
-from tests.waiting import DEADLINE_S, until
+from tests.waiting import DEADLINE_S, until, waiters
 
 LONG = replace(LIMITS, longpoll_s=3600.0)
 
@@ -21,7 +21,7 @@ async def test_a_newer_longpoll_ends_the_older_ones_empty(tmp_path: Path) -> Non
             await until(lambda: sum(poll.done() for poll in polls) == 7)
             ended = [poll.result() for poll in polls if poll.done()]
             assert [(found["records"], found["next_cursor"]) for found in ended] == [([], since)] * 7
-            await until(lambda: alice.feed.notifier.waiters == 1)
+            await until(lambda: waiters(alice.feed.notifier) == 1)
             sent = alice.emit("now")
         assert [ids(poll.result()) for poll in polls if poll.result() not in ended] == [[sent.id]]
         assert not alice.feed._polls
@@ -42,6 +42,6 @@ async def test_other_readings_and_other_pairs_wait_on(tmp_path: Path) -> None:
                 tasks.create_task(page(alice, since=since, feed="longpoll", **reading))
                 for since, reading in zip(cursors, readings, strict=True)
             ]
-            await until(lambda: alice.feed.notifier.waiters == 3)
+            await until(lambda: waiters(alice.feed.notifier) == 3)
             sent = alice.emit("now", thread="th")
         assert [ids(poll.result()) for poll in polls] == [[sent.id]] * 3

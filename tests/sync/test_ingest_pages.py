@@ -18,7 +18,7 @@ from spl.core.pair.pair import Pair
 from spl.core.record.page import Page, PushBody
 from spl.core.record.record import Envelope
 from spl.home.writes import Arrive, Projected, Refuse, SavedPosition, size_of
-from spl.sync.budget import IntakeBudget, IntakeError
+from spl.sync.budget import IntakeBudget, IntakeError, peer_of
 from spl.sync.ingest import GATE_AGE_MS, ON_LOOP_BYTES, ON_LOOP_RECORDS, WORKERS, Ingest, _arrivals, _is_ahead, _name_of
 from spl.sync.peer import WITHHELD, SyncError
 from tests.home.test_writer import claimed, from_peer
@@ -297,7 +297,7 @@ async def test_rules_are_kept_for_a_minute(bob: Node, monkeypatch: pytest.Monkey
 
 
 def budget_of(ingest: Ingest, day_bytes: int) -> None:
-    ingest.budget = IntakeBudget(day_bytes, {}, lambda: 0.0, ingest._peer_of)
+    ingest.budget = IntakeBudget(ingest.writer, day_bytes, {}, lambda: 0.0)
 
 
 async def test_a_day_may_be_used_up_to_its_last_byte(alice: Node, bob: Node) -> None:
@@ -336,7 +336,7 @@ async def test_what_the_disk_refused_uses_up_no_day(alice: Node, bob: Node, monk
 
 
 async def test_all_pairs_of_a_peer_share_its_day(alice: Node, bob: Node) -> None:
-    assert (bob.ingest._peer_of(PAIR), bob.ingest._peer_of("pair_gone")) == (alice.did, "pair_gone")
+    assert (peer_of(bob.home.writer, PAIR), peer_of(bob.home.writer, "pair_gone")) == (alice.did, "pair_gone")
 
 
 async def test_an_end_waits_for_no_signature_and_begins_no_other(bob: Node) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.net.client import Reply
-from spl.sync import anti_entropy
-from spl.sync.anti_entropy import AntiEntropy
+from spl.sync.compare import anti_entropy
+from spl.sync.compare.anti_entropy import AntiEntropy
 from tests.nodes import LIMITS, Node, join, nodes
 from tests.sync.test_pull_links import too_much
 from tests.waiting import until

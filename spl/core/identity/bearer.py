@@ -15,7 +15,7 @@ from .. import canon, keys, when
 from ..errors import SplError
 from ..keys import KeyFault, SecretKey
 from ..limits import Limits
-from ..value import dataclass, field, replace
+from ..value import Json, dataclass, field, replace
 
 ADMIN: Final = "admin"
 FEDERATION: Final = frozenset({"federation:sync", "federation:subscribe"})
@@ -160,7 +160,7 @@ def hash_of(text: str) -> str:
     return keys.digest(text.encode())
 
 
-def mint_body(token: Token) -> dict[str, object]:
+def mint_body(token: Token) -> Json:
     """Return the record body that adds a token to the fold."""
     return {
         "kind": KIND_MINT,

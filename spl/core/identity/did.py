@@ -17,7 +17,7 @@ from .. import canon, when
 from ..errors import SplError
 from ..keys import KEY_BYTES, KeyFault, SecretKey, b64, digest, unb64, verify
 from ..limits import Limits
-from ..value import dataclass
+from ..value import Json, dataclass
 from .words import WORDS
 
 PREFIX: Final = "did:sync:instance:"
@@ -47,7 +47,7 @@ class Rotation:
     reason: str
     signature: bytes
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {index, from, to, at, reason, signature}."""
         return {
             "index": self.index,
@@ -77,7 +77,7 @@ class Chain:
         """All keys, oldest first."""
         return (self.first, *(step.new for step in self.rotations))
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {did, first_key, rotations}; `chain_from_json` reads and verifies it."""
         return {
             "did": self.did,

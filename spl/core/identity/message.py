@@ -16,6 +16,7 @@ from .. import canon, keys, when
 from ..errors import SplError
 from ..keys import KeyFault, SecretKey
 from ..limits import Limits
+from ..value import Json
 from .did import is_instance_did
 
 PURPOSES: Final = frozenset(
@@ -36,7 +37,7 @@ class MessageError(SplError):
     """
 
 
-def head(signer: str, audience: str, pair_id: str, issued_at_ms: int, nonce: str) -> dict[str, object]:
+def head(signer: str, audience: str, pair_id: str, issued_at_ms: int, nonce: str) -> Json:
     """Return the fields that every message has; add the purpose's own ones to it."""
     return {
         "signer": signer,
@@ -47,13 +48,13 @@ def head(signer: str, audience: str, pair_id: str, issued_at_ms: int, nonce: str
     }
 
 
-def answer_head(request: Mapping[str, Any], status: int, issued_at_ms: int, nonce: str) -> dict[str, object]:
+def answer_head(request: Mapping[str, Any], status: int, issued_at_ms: int, nonce: str) -> Json:
     """Return the fields that every answer to `request` (verified fields) has, its audience being the asker."""
     fields = head(request["audience"], request["signer"], request["pair_id"], issued_at_ms, nonce)
     return {**fields, "request_digest": digest(request), "status": status}
 
 
-def sign(purpose: str, fields: Mapping[str, object], key: SecretKey) -> dict[str, object]:
+def sign(purpose: str, fields: Mapping[str, object], key: SecretKey) -> Json:
     """Return {"message": fields, "signature": base64} for one of PURPOSES."""
     return {"message": dict(fields), "signature": keys.b64(key.sign(_signed_text(purpose, fields)))}
 

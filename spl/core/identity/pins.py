@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from ..limits import Limits
-from ..value import dataclass, field
+from ..value import Json, dataclass, field
 from .did import Chain, DidError, Rotation, chain_from_json
 
 FORK: Final = "chain-fork"
@@ -152,9 +152,9 @@ def fold(pins: Pins, body: Mapping[str, Any], limits: Limits) -> Pins:
     return pins.seen(chain, str(body.get("pair_id", "")))
 
 
-def pin_body(chain: Chain, *, via: str = "", chosen: bool = False) -> dict[str, object]:
+def pin_body(chain: Chain, *, via: str = "", chosen: bool = False) -> Json:
     """Return the body of a pin record; `chosen`: an operator named the key, `via`: the pair that showed the chain."""
-    body: dict[str, object] = {"chain": chain.to_json()}
+    body: Json = {"chain": chain.to_json()}
     return body | ({"pair_id": via} if via else {}) | ({"pinned": True} if chosen else {})
 
 

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from .. import when
 from ..errors import SplError
-from ..value import dataclass, replace
+from ..value import Json, dataclass, replace
 
 THREAD: Final = "th_aitl"
 KIND_REQUEST: Final = "syncropel.aitl.request.v1"
 KIND_DECISION: Final = "syncropel.aitl.decision.v1"
 TYPE_PAIR: Final = "federation.pair"
-REQUESTS_MAX: Final = 1000
+REQUESTS_MAX: Final = 1000  # strangers make them; decided ones go first
 
 
 class Status(StrEnum):
@@ -50,7 +50,7 @@ class ApprovalRequest:
     reason: str = ""
     decided_at_ms: int = 0
 
-    def to_body(self) -> dict[str, object]:
+    def to_body(self) -> Json:
         """Return the record body from which the fold makes this request."""
         return {
             "request_id": self.request_id,
@@ -67,7 +67,7 @@ class ApprovalRequest:
         }
 
 
-def request_summary(request: ApprovalRequest) -> dict[str, object]:
+def request_summary(request: ApprovalRequest) -> Json:
     """Return what `aitl list` shows of a request."""
     body = request.to_body()
     return {
@@ -82,7 +82,7 @@ def request_summary(request: ApprovalRequest) -> dict[str, object]:
     }
 
 
-def decision_body(request: ApprovalRequest, status: Status, reason: str, now_ms: int) -> dict[str, object]:
+def decision_body(request: ApprovalRequest, status: Status, reason: str, now_ms: int) -> Json:
     """Return the record body that decides a request, bound to its digest."""
     return {
         "request_id": request.request_id,

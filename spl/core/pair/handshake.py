@@ -47,7 +47,7 @@ from ..keys import SecretKey
 from ..limits import Limits
 from ..record import namespace
 from ..record.namespace import DEFAULT, Namespace, NamespaceError
-from ..value import dataclass, replace
+from ..value import Json, dataclass, replace
 from .modes import check_mode
 from .state import STARTS, Approved, Asked, Pair, Proposal, Requested, TokenRef, Waiting, maps_from_json, maps_to_json
 
@@ -76,7 +76,7 @@ class Terms:
     mode: str
     start: str
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {namespaces, maps, mode, start}."""
         return {
             "namespaces": list(self.namespaces),
@@ -154,9 +154,7 @@ def _check_maps(names: Sequence[str], maps: Sequence[tuple[str, str]]) -> None:
         raise HandshakeError("bad-field", "a namespace stands in one map only")
 
 
-def request_fields(
-    own: Mapping[str, Any], own_did: str, proposal: Proposal, peer_did: str, issued_at_ms: int
-) -> dict[str, object]:
+def request_fields(own: Mapping[str, Any], own_did: str, proposal: Proposal, peer_did: str, issued_at_ms: int) -> Json:
     """Return the fields of the pair request; `own` is our federation_manifest."""
     return {
         **message.head(own_did, peer_did, proposal.pair_id, issued_at_ms, proposal.nonce),
@@ -204,7 +202,7 @@ def read_request(fields: dict[str, Any], limits: Limits) -> PairRequest:
 
 def grant_fields(
     own_did: str, proposal: Proposal, peer_did: str, terms: Terms, sealed: str, nonce: str, now_ms: int
-) -> dict[str, object]:
+) -> Json:
     """Return the fields of the answer that grants; it answers the request whose digest the proposal holds."""
     return {
         **message.head(own_did, peer_did, proposal.pair_id, now_ms, nonce),
@@ -251,7 +249,7 @@ def open_sealed(fields: Mapping[str, Any], secrets: Sequence[bytes]) -> bearer.O
 
 def answer(
     request: Mapping[str, Any], key: SecretKey, status: int, state: str, now_ms: int, nonce: str, **more: object
-) -> dict[str, object]:
+) -> Json:
     """Return the signed answer to a verified message: where the pair stands with us."""
     assert state in STATES
     head = message.answer_head(request, status, now_ms, nonce)
@@ -273,7 +271,7 @@ def reason_of(fields: Mapping[str, Any]) -> str:
     return "".join(char for char in reason if char.isprintable())[:_REASON_CHARS] if isinstance(reason, str) else ""
 
 
-def status_of(pair: Pair) -> tuple[int, str, dict[str, object]]:
+def status_of(pair: Pair) -> tuple[int, str, Json]:
     """Return (HTTP status, state word, further fields) of what we tell the peer about the pair."""
     if isinstance(pair.state, Requested | Waiting):
         return 200, "establishing", {}
@@ -306,12 +304,12 @@ def introduced(fields: Mapping[str, Any], pair: Pair, now_ms: int, limits: Limit
         return None
 
 
-def poll_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:
+def poll_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> Json:
     """Return the fields of a poll, which also says where the pair stands with us, with the members in `more`."""
     return word_fields(pair, own_did, now_ms, nonce, state=status_of(pair)[1], **more)
 
 
-def word_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> dict[str, object]:
+def word_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> Json:
     """Return the fields of a confirmation or of a notice, with the members in `more`."""
     return {**message.head(own_did, pair.peer_did, pair.pair_id, now_ms, nonce), **more}
 

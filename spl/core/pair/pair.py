@@ -29,7 +29,7 @@ from ..identity.message import is_nonce, is_pair_id
 from ..identity.pins import grown
 from ..limits import Limits
 from ..record.filter import FILTERS_MAX, OPEN
-from ..value import replace
+from ..value import Json, replace
 from .aitl import ApprovalRequest, fold_requests, request_summary
 from .modes import ENGINE, MODES, POLL_INTERVAL_MS_MAX
 from .state import (
@@ -394,7 +394,7 @@ def is_by_hand(pair: Pair) -> bool:
     return pair.ended_by_us or is_paused or pair.filter != OPEN or bool(pair.actors)
 
 
-def summary(pair: Pair) -> dict[str, object]:
+def summary(pair: Pair) -> Json:
     """Return what `list` shows of a pair; the caller adds what it knows of its syncing."""
     note = pair.state.note if isinstance(pair.state, Revoked) else ""
     detail = pair.state.detail or (f"{pair.reason}: {note}" if note else pair.reason)

@@ -13,7 +13,7 @@ from ..errors import SplError
 from ..identity.did import Chain, label_of
 from ..identity.manifest import Manifest
 from ..record.filter import PairFilter
-from ..value import dataclass, field
+from ..value import Json, dataclass, field
 
 STARTS: Final = ("beginning", "present")
 SUPERSEDED: Final = "superseded"
@@ -177,7 +177,7 @@ class TokenRef:
         life_ms = max(0, self.expires_at_ms - self.since_ms)
         return self.expires_at_ms - min(int(renew_s * 1000), life_ms // RENEW_SHARE)
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {token_id, scopes, expires_at, hash}."""
         return {
             "token_id": self.token_id,
@@ -214,7 +214,7 @@ class Proposal:
     source: str = ""
     """Responder: the IPv4 address or IPv6 /64 that the request came from, for it counts against that for a day."""
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return the members of a pair_init or of a responder's pair_pending body."""
         return {
             "pair_id": self.pair_id,

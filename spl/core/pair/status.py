@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from .. import when
 from ..presence import OFFLINE_S, OneWay
-from ..value import dataclass, field
+from ..value import Json, dataclass, field
 
 AUTH_CODES: Final = frozenset({"auth-required", "auth-invalid", "scope-forbidden", "permission-denied"})
 NO_ANSWER: Final = frozenset({"connect", "disconnected", "timeout", "dns", "no-route", "foreign-answer"})
@@ -63,7 +63,7 @@ class LastError:
     status: int = 0
     """Of the answer, if it was one."""
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {class, code, message, at}; class only if there is one."""
         kind = {"class": self.kind} if self.kind else {}
         return {**kind, "code": self.code, "message": self.message, "at": when.text_of(self.at_ms)}
@@ -76,7 +76,7 @@ class PushStatus:
     last_push_ms: int | None
     last_error: LastError | None
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {last_push_at, last_error}."""
         return {
             "last_push_at": when.text_of(self.last_push_ms) if self.last_push_ms is not None else None,
@@ -94,7 +94,7 @@ class StreamStatus:
     breaks: int
     """How often it broke in the last ten minutes."""
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {state, since, last_event_at, breaks}."""
         return {
             "state": self.state,
@@ -112,7 +112,7 @@ class IntakeStatus:
     day_bytes_max: int = 0
     wait_s: float = 0.0
 
-    def to_json(self, now_ms: int) -> dict[str, object]:
+    def to_json(self, now_ms: int) -> Json:
         """Return {day_bytes, day_bytes_max, paused_until}; None while it runs."""
         until = when.text_of(now_ms + int(self.wait_s * 1000)) if self.wait_s else None
         return {"day_bytes": self.day_bytes, "day_bytes_max": self.day_bytes_max, "paused_until": until}

@@ -24,7 +24,7 @@ from ..value import dataclass
 
 LANES_MAX: Final = 64
 """One for each namespace that a pair may share (limits.namespaces_per_pair)."""
-TEXT_CHARS_MAX: Final = 4096
+TEXT_CHARS_MAX: Final = 4096  # sealed and as text, the largest of _SIZES takes 2,800
 LANE_KEY_HEX: Final = 24
 
 _VERSION: Final = 1
@@ -35,7 +35,7 @@ _NAME_BYTES_MAX: Final = 128
 """Of the epoch and of the running hash, which are hex digits."""
 _SEQ: Final = struct.Struct(">Q")
 _LANE: Final = struct.Struct(">12sQQ")
-_NUMBER_MAX: Final = 2**63 - 1
+_NUMBER_MAX: Final = 2**63 - 1  # eight bytes of a lane hold it
 
 
 class CursorError(SplError):

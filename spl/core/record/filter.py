@@ -19,7 +19,7 @@ from ..cel.evaluate import Budget, Expr, ExprError, evaluate, parse
 from ..cel.grammar import Node, fault
 from ..errors import SplError
 from ..limits import Limits
-from ..value import dataclass, replace
+from ..value import Json, dataclass, replace
 from .record import is_reserved
 
 THREADS_MAX: Final = 256
@@ -72,11 +72,11 @@ class PairFilter:
         except ExprError:
             return False
 
-    def to_json(self) -> dict[str, object]:
+    def to_json(self) -> Json:
         """Return {relay, thread_allow, thread_rule}."""
         return {"relay": self.relay, "thread_allow": list(self.thread_allow), "thread_rule": self.thread_rule}
 
-    def report(self) -> dict[str, object]:
+    def report(self) -> Json:
         """Return `to_json`, and `fault` if the rule cannot be read."""
         fault = fault_of(self)
         return {**self.to_json(), "fault": fault} if fault else self.to_json()
@@ -113,7 +113,7 @@ def allowing(found: PairFilter, threads: Sequence[str], limits: Limits, *, remov
     return replace(found, thread_allow=left)
 
 
-def changes(before: PairFilter, after: PairFilter) -> dict[str, object]:
+def changes(before: PairFilter, after: PairFilter) -> Json:
     """Return what differs in `after`, as the members of a record body."""
     old = before.to_json()
     return {name: value for name, value in after.to_json().items() if value != old[name]}

@@ -32,7 +32,7 @@ from ..errors import CODES, SplError, printable
 from ..gate import SCOPE_VIOLATION, claimed_id
 from ..limits import MIB, Limits
 from ..presence import REACH_WORDS
-from ..value import dataclass, field
+from ..value import Json, dataclass, field
 from .cursor import TEXT_CHARS_MAX
 from .record import is_id
 
@@ -280,9 +280,9 @@ def answer_cursor(value: object) -> str:
     return value
 
 
-def results(values: Sequence[Any], refused: Mapping[str, str]) -> list[dict[str, object]]:
+def results(values: Sequence[Any], refused: Mapping[str, str]) -> list[Json]:
     """Return [{id, status, code?}] of the records of a push, where `refused` has the codes by id."""
-    found: list[dict[str, object]] = []
+    found: list[Json] = []
     for id_ in map(claimed_id, values):
         code = refused.get(id_)
         if code is None:

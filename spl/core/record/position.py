@@ -19,7 +19,7 @@ from ..errors import SplError
 from ..value import dataclass, field
 
 KEY_BYTES: Final = 32
-SHOWN_MAX: Final = 2**52 - 1
+SHOWN_MAX: Final = 2**52 - 1  # JSON numbers are exact up to 2**53
 
 _HALF_BITS: Final = 26
 _HALF: Final = 2**_HALF_BITS - 1

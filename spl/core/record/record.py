@@ -22,7 +22,7 @@ from .batch import Batch
 
 ACTS: Final = frozenset({"INTEND", "DO", "KNOW", "LEARN", "GET", "PUT", "CALL", "MAP"})
 DATA_TYPES: Final = frozenset({"SCALAR", "FORMULA", "DISTRIBUTION", "REFERENCE", "MORPHISM", "VOID"})
-CLOCK_MAX: Final = 2**63 - 1
+CLOCK_MAX: Final = 2**63 - 1  # eight bytes in the index, and the same in every language
 HASHED: Final = ("act", "actor", "body", "clock", "data_type", "parents", "thread")
 FIELDS: Final = frozenset({*HASHED, "judged_by"})
 RESERVED_THREADS: Final = frozenset(
