@@ -98,8 +98,6 @@ class Peaks:
 
     def greatest(self, now_ms: int) -> int:
         """Return the greatest value of the last hour, 0 without any."""
-        if not self._slots:
-            return 0
         slot = now_ms // PEAK_SLOT_MS
         self._slots = {each: value for each, value in self._slots.items() if slot - PEAK_SLOTS < each <= slot}
         return max(self._slots.values(), default=0)

@@ -16,6 +16,7 @@ added, and one that an older version stored counts as failed: the request waits 
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -336,10 +337,9 @@ def _folded(
 
 def _read(expression: object) -> Expr | None:
     """Return a stored expression parsed, None for what this version cannot read."""
-    try:
+    with suppress(ExprError):
         return parse(expression) if isinstance(expression, str) else None
-    except ExprError:
-        return None
+    return None
 
 
 def _permission(fields: Mapping[str, Any], expr: Expr | None) -> PermissionRule:

@@ -38,6 +38,17 @@ def test_the_next_try_is_after_the_delay_and_never_before_the_pause() -> None:
     assert backoff.retry_ms == 10_000
 
 
+def test_the_first_failure_counts_from_now_and_its_number_is_drawn_from_four_bytes() -> None:
+    backoff = Backoff(lambda size: b"\xff" * size, 1, 10)
+    assert (backoff.attempt, backoff.retry_ms) == (0, 0)
+    assert 0.99 < backoff.delay_s() < 1, "as after the first failure"
+    assert 0.99 < backoff.failed() < 1
+    assert backoff.retry_ms == 999
+    hasty = Backoff(lambda size: bytes(size), 0.001, 10)
+    hasty.failed()
+    assert hasty.retry_ms == 0
+
+
 def test_each_failure_draws_another_number() -> None:
     drawn = iter([b"\0\0\0\0", b"\x40\0\0\0", b"\x80\0\0\0"])
     backoff = Backoff(lambda _: next(drawn), 1, 1)
@@ -80,6 +91,12 @@ def test_asking_how_long_a_source_waits_takes_nothing_from_it() -> None:
         0,
         2,
     ]
+
+
+def test_a_bucket_that_is_never_filled_again_waits_for_ever() -> None:
+    bucket, allowed, _ = TokenBucket(size=1, per_s=0).take(0)
+    assert allowed
+    assert bucket.take(1e9)[1:] == (False, float("inf"))
 
 
 def test_clock_stepping_back_refills_nothing() -> None:

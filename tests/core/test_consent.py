@@ -2,14 +2,14 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from spl.core import consent
+from spl.core import canon, consent
 from spl.core.consent import ConsentError, Grant, Inbound, Outbound, PairGrants
 from spl.core.errors import SplError
 from spl.core.limits import Limits
@@ -101,6 +101,10 @@ def test_a_word_waits_until_the_peer_holds_that_very_one() -> None:
         7, {}, {"namespace": "a"}, {"namespace": "a", "maps": ["a", "b"], "level": "L1", "version": 1, "more": 1},
         {"namespace": "a", "maps": ["b", "a"], "level": "L1", "version": 1},
         {"namespace": "a", "maps": ["a"], "level": "L1", "version": 1},
+        {"namespace": "a", "maps": ["a", "b", "c"], "level": "L1", "version": 1},
+        {"namespace": "a", "maps": "ab", "level": "L1", "version": 1},
+        {"namespace": "a", "maps": {"a": 1, "b": 2}, "level": "L1", "version": 1},
+        {"namespace": "a", "maps": None, "level": "L1", "version": 1},
         {"namespace": "A", "maps": ["A", "b"], "level": "L1", "version": 1},
         {"namespace": "a", "maps": ["a", "../b"], "level": "L1", "version": 1},
         {"namespace": "a", "maps": ["a", "b"], "level": "L4", "version": 1},
@@ -119,7 +123,17 @@ def test_a_statement_of_another_form_is_refused(value: object) -> None:
 
 @given(GRANTS)
 def test_a_statement_is_read_as_it_was_written(grant: Grant) -> None:
-    assert consent.read(grant.to_json()) == grant
+    for version in (grant.version, 1, 2**53):
+        numbered = replace(grant, version=version)
+        assert consent.read(numbered.to_json()) == numbered
+
+
+def test_the_fold_takes_grants_of_a_pair_and_no_other_record() -> None:
+    books: Mapping[str, PairGrants] = {}
+    body = record(Grant("music", "x", 1, 1))
+    for other in ({"kind": consent.KIND_SINK}, {"kind": None}, {"pair_id": 7}, {"pair_id": None}):
+        assert consent.fold(books, {**body, **other}) is books
+    assert list(consent.fold(books, body)) == [PAIR]
 
 
 # -- what our operator says
@@ -130,6 +144,8 @@ def test_drafts_rise_and_are_refused_with_a_reason() -> None:
     assert consent.draft(pair, book, "x", "z", 2, LIMITS) == Grant("x", "z", 2, 5)
     assert consent.draft(pair, book, "default", "default", None, LIMITS) == Grant("default", "default", None, 1)
     assert consent.draft(pair, book, "x", "default", 1, LIMITS).level == 1
+    assert consent.draft(pair, book, "default", "default", 0, LIMITS) == Grant("default", "default", 0, 1)
+    assert consent.draft(pair, book, "new", "new", 1, Limits(namespaces_per_pair=4)).version == 1
     few = Limits(namespaces_per_pair=3)
     for args, code in (
         (("default", "x", 1, LIMITS), "grant-conflict"), (("x", "default", 0, LIMITS), "grant-conflict"),
@@ -150,8 +166,19 @@ def test_all_statements_of_a_pair_fit_into_one_message() -> None:
     with pytest.raises(ConsentError) as caught:
         consent.draft(a_pair(), book, "x", "x", 1, LIMITS)
     assert code_of(caught) == "grant-conflict"
-    few = folded(*(record(Grant(name, name, 1, 1)) for name in names[:10]))
+    few = folded(*(record(Grant(name, name, 1, 1)) for name in names[:19]))
     assert consent.draft(a_pair(), few, "x", "x", 1, LIMITS).version == 1
+
+
+def test_all_statements_may_fill_their_message_to_the_last_byte() -> None:
+    names = ["/".join(f"{n:02}" + "n" * 60 for _ in range(4)) for n in range(20)]
+    book = folded(*(record(Grant(name, name, 1, 1)) for name in names))
+    size = len(canon.encode(consent.statements([*book.ours.values(), Grant("x", "m", 1, 1)])))
+    target = "m/" + "m" * 60 + "/" + "m" * 61
+    assert size + len(target) - 1 == consent.STATEMENT_BYTES_MAX
+    assert consent.draft(a_pair(), book, "x", target, 1, LIMITS).maps == target
+    with pytest.raises(ConsentError):
+        consent.draft(a_pair(), book, "x", f"{target}m", 1, LIMITS)
 
 
 def test_the_usual_level() -> None:
@@ -174,6 +201,7 @@ def test_news_is_what_rose_and_anything_older_is_stale() -> None:
             consent.news(book, consent.statements(old), LIMITS)
         assert code_of(caught) == "consent-stale"
     many = [Grant(f"n{n}", "x", 1, 1).to_json() for n in range(65)]
+    assert len(consent.news(PairGrants(), many[:64], LIMITS)) == 64
     for wrong in (None, {}, [held.to_json(), held.to_json()], [7], many):
         with pytest.raises(SplError) as caught:
             consent.news(book, wrong, LIMITS)
@@ -224,6 +252,7 @@ def test_a_map_of_the_handshake_is_a_grant_of_each_side() -> None:
     book = consent.grants_of({}, pair)
     assert consent.outbound(pair, book, SPACES) == (Outbound("default", "default", 0), Outbound("music", "x", 1))
     assert consent.inbound(pair, book, SPACES)["x"] == Inbound("music", full=False, level=1)
+    assert (consent.versions(book.ours), consent.versions(book.theirs)) == ({"music": 1}, {"x": 1})
     assert consent.draft(pair, book, "music", "x", 0, LIMITS).version == 2
     said = consent.fold({}, record(Grant("music", "x", None, 2)))
     assert [share.ns for share in consent.outbound(pair, consent.grants_of(said, pair), SPACES)] == ["default"]

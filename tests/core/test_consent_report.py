@@ -18,6 +18,7 @@ def test_a_grant_in_full_effect_lacks_nothing() -> None:
     line = only(folded(record(Grant("music", "x", 1, 3))))
     assert line == GrantRow("out", "music", "x", "L1", "L1", 3)
     assert line.to_json()["maps"] == ["music", "x"]
+    assert (line.at_peer, line.fix, line.code) == (False, "", "")
     back = only(folded(record(Grant("x", "music", 2, 1), ours=False)))
     assert back == GrantRow("in", "music", "x", "L2", "L2", 1)
     assert back.to_json()["maps"] == ["x", "music"], "as the granting side wrote them"
@@ -53,6 +54,13 @@ def test_what_the_handshake_agreed_has_lines_of_its_own() -> None:
         ("out", "default", 0), ("in", "default", 0), ("in", "music", 0),
     ]  # fmt: skip
     assert [line.level for line in consent.lines(pair, book, SPACES, "bob")] == ["L1"]
+
+
+def test_a_grant_of_what_was_agreed_says_its_level() -> None:
+    for level, said in ((0, "L0"), (2, "L2"), (None, "none")):
+        for ours in (True, False):
+            line = only(folded(record(Grant("default", "default", level, 2), ours=ours)))
+            assert (line.granted, line.level, line.missing) == (said, said, "")
 
 
 def test_the_command_is_one_that_the_parser_takes() -> None:

@@ -64,6 +64,18 @@ def test_verify_answers_no_to_any_bytes(public: bytes, signature: bytes) -> None
     assert not keys.verify(public, b"message", signature)
 
 
+def test_nothing_is_cut_off_to_make_a_length_right() -> None:
+    """A longer key would count as the one that it begins with, and a longer signature would sign another message."""
+    key = keys.SecretKey(SEED)
+    assert not keys.verify(key.public + b"x", b"message", key.sign(b"message"))
+    assert not keys.verify(key.public, b"message", key.sign(b"xmessage") + b"x")
+    with pytest.raises(keys.KeyFault):
+        keys.seal(keys.box_public(SEED) + b"x", b"text", bytes(range(32)))
+    sealed = keys.aead_seal(SEED, bytes(24), b"", b"bound")
+    assert keys.aead_open(SEED, sealed, b"bound") == b""
+    assert keys.aead_open(SEED + b"x", sealed, b"bound") is None
+
+
 @given(KEY32, KEY32, st.binary(max_size=500))
 def test_sealed_texts_are_libsodiums(secret: bytes, ephemeral: bytes, text: bytes) -> None:
     """What we seal, libsodium's sealed box opens, and the other way round."""
@@ -148,6 +160,11 @@ def test_base64_is_bounded() -> None:
     """A text far over the bound is refused before it is decoded."""
     with pytest.raises(keys.KeyFault):
         keys.unb64("A" * 400, 32)
+    assert keys.unb64("A" * 8, 4) == bytes(6)
+    assert keys.unb64("A" * 32_768) == bytes(24_576)
+    for text, bytes_max in (("A" * 12, 5), ("A" * 32_772, 16_384)):
+        with pytest.raises(keys.KeyFault):
+            keys.unb64(text, bytes_max)
 
 
 def test_a_secret_key_never_shows_its_secret() -> None:

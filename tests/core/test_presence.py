@@ -2,6 +2,7 @@
 
 import pytest
 
+from spl.core import canon
 from spl.core.backoff import Backoff
 from spl.core.presence import (
     ANSWER_S,
@@ -13,9 +14,12 @@ from spl.core.presence import (
     PAUSE_S,
     TO_PEER,
     TO_US,
+    Known,
     OwnBeat,
     Presence,
     Turns,
+    known_in,
+    known_text,
 )  # fmt: skip
 
 ASKS = {"asks_ms": int(ASK_S * 1100)}
@@ -60,6 +64,9 @@ def test_each_side_of_a_direction_that_is_cut_says_which_it_is() -> None:
         (ASKS, UNASKED_S + 1, False, True),
         (ASKS, UNASKED_S + 1, True, False),  # by our push it has no need to ask
         ({}, 1e6, False, False),  # a version that does not ask
+        (ASKS, UNASKED_S + 0.01, False, True),
+        ({**ASKS, "unreached": "timeout"}, ASK_S * 1.1 + ANSWER_S / 2, False, False),
+        ({**ASKS, "unreached": "timeout"}, ASK_S * 1.1 + ANSWER_S / 2 + 0.01, False, True),
         ({**ASKS, "unreached": "timeout"}, ASK_S, False, False),  # for a moment: it asks as soon as it hears us
         ({**ASKS, "unreached": "timeout"}, ASK_S * 1.1 + ANSWER_S, False, True),
     ],
@@ -166,3 +173,91 @@ def test_a_peer_is_asked_when_it_has_not_answered_for_a_while_whatever_it_asks_o
     assert plan.quiet_s(19.0, presence, pushes=True, only_asked=False) == 17.0 + CONTACT_FRESH_S - 19.0
     plan.errors.failed()
     assert plan.quiet_s(1.0, presence, pushes=False, only_asked=True) < 0
+
+
+def test_a_peer_that_never_answered_is_not_said_to_be_cut_off_in_one_direction() -> None:
+    assert Presence(waited_s=0.0, contact_s=1.0).one_way(1e6, ASKS, served=False) is None
+
+
+def test_when_a_peer_was_heard_last_is_what_this_process_knows_or_the_one_before() -> None:
+    assert Presence().heard_ms(5.0, 10_000, None) is None
+    assert Presence().heard_ms(5.0, 10_000, 7) == 7
+    assert Presence(waited_s=3.0).heard_ms(5.0, 10_000, 7) == 7
+    assert Presence(waited_s=3.0).heard_ms(5.0, 10_000, None) == 8000
+    assert Presence(waited_s=3.0, contact_s=4.0).heard_ms(5.0, 10_000, 7) == 9000
+    assert Presence(contact_s=1.0, answered_s=4.0).heard_ms(5.0, 10_000, 7) == 9000
+
+
+def test_contact_is_fresh_up_to_its_bound() -> None:
+    presence = Presence(contact_s=10.0)
+    assert presence.is_fresh(10.0 + CONTACT_FRESH_S)
+    assert not presence.is_fresh(10.5 + CONTACT_FRESH_S)
+    assert not Presence().is_fresh(0.0)
+    moved = Presence(contact_s=0.0, answered_s=0.0)
+    moved.lost("timeout", LOST_SHOWN_S)
+    assert moved.unreached(served=True) == "timeout"
+
+
+def test_a_peer_is_read_in_its_turn_and_later_after_failures_and_refusals() -> None:
+    plan = turns()
+    assert plan.read_s(12.0, 30.0, follows=False) == plan.read_s(12.0, 30.0, follows=True, hold_s=9.0) == 0.0
+    plan.attempted(10.0)
+    assert plan.read_s(12.0, 30.0, follows=False) == 28.0
+    assert plan.read_s(99.0, 30.0, follows=False) == 0.0
+    plan.refusals.attempt = 1
+    assert plan.read_s(10.0, 30.0, follows=False) == 30.0
+    plan.refusals.attempt = 8
+    assert plan.read_s(10.0, 30.0, follows=False) == 64.0
+    plan.errors.attempt = 3
+    assert plan.read_s(10.0, 30.0, follows=False) == 2.0
+    assert plan.read_s(10.0, 30.0, follows=True) == 15.0, "as the refusals, which are more"
+    plan.refusals.attempt = 0
+    assert plan.read_s(10.0, 30.0, follows=True) == 1.0
+    assert plan.read_s(10.0, 30.0, follows=True, hold_s=5.0) == 5.0
+    plan.at_once()
+    assert plan.read_s(10.0, 30.0, follows=False) == 0.0
+
+
+def test_a_peer_is_well_once_it_was_read_and_until_it_fails() -> None:
+    plan = turns()
+    assert plan.is_well is False
+    plan.attempted(1.0)
+    assert plan.is_well is True
+    for backoff in (plan.errors, plan.refusals):
+        backoff.failed()
+        assert plan.is_well is False
+        backoff.reset()
+    assert plan.is_well
+
+
+KNOWN = {"a": Known(1, 2, "", 0), "b": Known(None, None, "", 3), "c": Known(0, 1000, "timeout", 1000)}
+
+
+def test_what_was_known_of_a_peer_is_read_back() -> None:
+    text = known_text(KNOWN, 10_000)
+    assert known_in(text, 1000) == KNOWN
+    assert known_in(text, 999) == {"a": KNOWN["a"], "b": KNOWN["b"]}, "what has a time to come is left out"
+    assert known_in("[]", 1000) == {}
+    assert [KNOWN[key].silent_s(5000) for key in "abc"] == [0.0, 0.0, 5.0]
+    assert Known(None, code="timeout").silent_s(5000) == 0.0
+
+
+def test_a_note_has_as_many_peers_as_fit() -> None:
+    sizes = [
+        len(canon.encode({key: [each.heard_ms, each.sync_ms, each.code, each.failed_ms]}))
+        for key, each in KNOWN.items()
+    ]
+    for count in range(1, 4):
+        exact = 2 + sum(sizes[:count])
+        assert len(known_in(known_text(KNOWN, exact), 1000)) == count
+        assert len(known_in(known_text(KNOWN, exact - 1), 1000)) == count - 1
+
+
+@pytest.mark.parametrize("item", [
+    7, None, {}, "abcd", [], [1, 2, ""], [1, 2, "", 3, 4], [1, 2, 7, 3], [1, 2, None, 3], [-1, 2, "", 3],
+    [1, -1, "", 3], [1, 2, "", -1], [1001, 2, "", 3], [1, 1001, "", 3], [1, 2, "", 1001], [True, 2, "", 3],
+    [1, "2", "", 3], [1, 2, "", None], [1.5, 2, "", 3], [None, 2, "timeout", 3],
+], ids=repr)  # fmt: skip
+def test_what_is_damaged_of_a_note_is_left_out(item: object) -> None:
+    text = canon.encode({"a": item, "b": [1000, 0, "dns", 1000]}).decode()
+    assert known_in(text, 1000) == {"b": Known(1000, 0, "dns", 1000)}

@@ -143,15 +143,15 @@ def test_depth_is_bounded(key: str) -> None:
     for _ in range(LEVELS_MAX - 1):
         value = {key: value if key == "$not" else [value]}
     parse(value)
-    for _ in range(2):
-        value = {key: value if key == "$not" else [value]}
+    value = {key: value if key == "$not" else [value]}
     with pytest.raises(QueryError, match="deeper"):
         parse(value)
     operators: Any = {"$gt": 1}
-    for _ in range(LEVELS_MAX + 1):
+    for _ in range(LEVELS_MAX - 1):
         operators = {"$not": operators}
+    parse({"clock": operators})
     with pytest.raises(QueryError):
-        parse({"clock": operators})
+        parse({"clock": {"$not": operators}})
 
 
 @pytest.mark.parametrize("value", [
@@ -171,6 +171,69 @@ def test_cost_grows_with_what_is_read() -> None:
 
     for value in ({"body.text": "a"}, {"body.text": {"$like": "%_b%"}}, {"body": {}}):
         assert cost("a" * 160_000, value) >= 10_000 + cost("a", value)
+
+
+COUNTED: dict[str, Any] = {
+    "thread": "t" * 40, "clock": 7,
+    "body": {
+        "n": 1, "tags": ["a", "b"], "refs": [{"id": "x" * 32}, {"id": 2}, 7], "text": "x" * 100,
+        "deep": {"a": ["y" * 16, {"k": 1}], "b": None},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "steps"), [
+    ({}, 0), ({"clock": 7}, 2), ({"thread": "a"}, 4), ({"body.n": 1}, 3), ({"body.n": {"$gt": 0}}, 3),
+    ({"body.tags": "a"}, 12), ({"body.refs.id": 2}, 15), ({"body.no": {"$exists": False}}, 3), ({"body.deep": {}}, 21),
+    ({"body.text": {"$like": "%x%"}}, 13), ({"body.text": {"$like": "x_"}}, 36),
+    ({"body.text": {"$like": "%" + "x" * 300 + "_%"}}, 63), ({"$or": [{"clock": 1}, {"clock": 7}]}, 7),
+    ({"$not": {"clock": 7}}, 3),
+])  # fmt: skip
+def test_each_step_is_counted_before_it_is_done(value: object, steps: int) -> None:
+    cost = Cost(steps)
+    parse(value).holds(COUNTED, cost)
+    assert (cost.spent, cost.left) == (steps, 0)
+    if steps:
+        with pytest.raises(QueryError) as found:
+            parse(value).holds(COUNTED, Cost(steps - 1))
+        assert found.value.code == "query-cost"
+
+
+def test_a_record_may_take_as_many_steps_as_allowed() -> None:
+    cost = Cost(10 * RECORD_STEPS)
+    cost.begin_record()
+    cost.spend(RECORD_STEPS)
+    with pytest.raises(QueryError, match="for one record"):
+        cost.spend(1)
+    cost.end_record()
+    cost.spend(1)
+
+
+def test_as_many_tests_as_allowed_are_read() -> None:
+    assert len(parse({"$or": [{"clock": n} for n in range(TESTS_MAX - 1)]}).fields()) == 1
+    with pytest.raises(QueryError, match="more than"):
+        parse({"$or": [{"clock": n} for n in range(TESTS_MAX)]})
+    assert parse({f"body.f{n}": 1 for n in range(TESTS_MAX)}).fields() == [f"body.f{n}" for n in range(TESTS_MAX)]
+
+
+@pytest.mark.parametrize(("value", "clocks"), [
+    ({"clock": 7}, (7, 7)), ({"clock": {"$in": [7]}}, (7, 7)), ({"clock": {"$gte": 3, "$lt": 9}}, (3, 8)),
+    ({"clock": {"$gt": 3}}, (4, 2**63 - 1)), ({"clock": {"$lte": 9}}, (0, 9)), ({"clock": {"$ne": 7}}, (0, 2**63 - 1)),
+    ({"$and": [{"clock": {"$gt": 3}}, {"clock": {"$gt": 5}}, {"clock": {"$lt": 9}}, {"clock": 7}]}, (7, 7)),
+    ({"$or": [{"clock": 7}]}, (7, 7)), ({"clock": "7"}, (0, 2**63 - 1)), ({"clock": 7.5}, (0, 2**63 - 1)),
+    ({"body.clock": 7}, (0, 2**63 - 1)), ({"$not": {"clock": 7}}, (0, 2**63 - 1)),
+])  # fmt: skip
+def test_the_clocks_of_which_a_filter_can_hold(value: object, clocks: tuple[int, int]) -> None:
+    assert parse(value).clocks() == clocks
+
+
+@pytest.mark.parametrize(("value", "thread"), [
+    ({"thread": {"$gte": "th"}}, None), ({"thread": {"$like": "th"}}, None), ({"$or": [{"thread": "th"}]}, "th"),
+    ({"thread": {"$in": ["th"]}}, "th"), ({"thread": 7}, None), ({"body.thread": "th"}, None), ({"actor": "th"}, None),
+    ({"$and": [{"$or": [{"thread": "th"}]}, {"clock": 7}]}, "th"), ({"$not": {"$not": {"thread": "th"}}}, None),
+])  # fmt: skip
+def test_the_thread_that_a_filter_cannot_hold_without(value: object, thread: str | None) -> None:
+    assert parse(value).fixed("thread") == thread
 
 
 ALPHABET = st.text(alphabet="ab_%é\n", max_size=8)

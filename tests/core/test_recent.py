@@ -62,11 +62,22 @@ def test_the_histogram_counts_every_lag_since_the_start(values: list[int]) -> No
     assert found.sum_ms == sum(max(0, value) for value in values)
     form = found.to_json()
     assert (form["count"], form["sum_s"]) == (len(values), found.sum_ms / 1000)
+    assert (form["le_s"], form["counts"]) == ([bound / 1000 for bound in LAG_BOUNDS_MS], list(found.at_most))
+    assert len(lags._slots) <= SLOTS, "of those that nobody reads, too"
+
+
+def test_a_time_is_shown_as_the_middle_of_its_step_and_the_last_step_has_no_end() -> None:
+    for lag_ms, shown_ms in ((0, 0), (7, 7), (8, 8), (15, 15), (16, 17), (100, 100), (1000, 992), (10**9, 253_952)):
+        lags = Lags()
+        lags.add(lag_ms, 0)
+        assert summary([lags.counts(0)])["p50_ms"] == shown_ms
 
 
 def test_peaks_are_of_the_last_hour() -> None:
     peaks = Peaks()
     assert peaks.greatest(0) == 0
+    peaks.add(1, 0)
+    assert peaks.greatest(0) == 1
     peaks.add(9, 0)
     peaks.add(4, PEAK_SLOT_MS)
     assert peaks.greatest(PEAK_SLOT_MS * (PEAK_SLOTS - 1)) == 9
@@ -94,12 +105,26 @@ def test_costs_are_forgotten_after_five_minutes() -> None:
         assert costs.records(n * SLOT_MS) == min(n + 1, SLOTS)
     assert costs.percentile_us(50, (4 * SLOTS) * SLOT_MS) is None
     assert Costs().percentile_us(99, 0) is None
+    odd = Costs()
+    odd.add(-5, 1, 0)
+    assert odd.percentile_us(50, 0) == 0, "of a clock that was set back"
 
 
 def test_one_of_a_kind_is_let_through_and_the_next_one_counts_the_others() -> None:
     repeats = Repeats(60.0, 10, 100)
     assert [repeats.due(("a",), float(now)) for now in (0, 1, 59, 60, 61)] == [0, None, None, 2, None]
     assert repeats.due(("b",), 61.0) == 0
+
+
+def test_a_kind_that_comes_again_at_the_same_time_is_counted() -> None:
+    repeats = Repeats(60.0, 10, 100)
+    assert [repeats.due(("a",), 5.0) for _ in range(3)] == [0, None, None]
+
+
+def test_the_bound_of_a_minute_is_spread_over_it() -> None:
+    repeats = Repeats(0.0, 1000, 60)
+    assert [repeats.due((f"{n}",), 0.0) for n in range(61)] == [0] * 60 + [None]
+    assert [repeats.due((f"{now}",), now) for now in (0.99, 1.0, 1.99, 2.0)] == [None, 0, None, 0]
 
 
 def test_a_kind_may_come_a_few_times_before_it_is_counted() -> None:
@@ -132,6 +157,13 @@ def test_things_age_by_both_clocks() -> None:
     assert ages.older(dates, 1_000_000 + LIMIT_MS - 1, LIMIT_MS, LIMIT_MS) == []
     assert ages.older(dates, 1_000_000 + LIMIT_MS, LIMIT_MS, LIMIT_MS) == ["a"]
     assert ages.older(dates, 0, LIMIT_MS, LIMIT_MS) == ["a"], "a date ahead of the clock says nothing"
+
+
+def test_a_thing_whose_date_lies_ahead_ages_by_the_clock_that_nobody_sets() -> None:
+    ages = Ages()
+    assert ages.older({"ahead": 10, "now": 0}, 0, 0, LIMIT_MS) == []
+    assert ages.older({"ahead": 10, "now": 0}, 0, LIMIT_MS - 1, LIMIT_MS) == []
+    assert ages.older({"ahead": 10, "now": 0}, 0, LIMIT_MS, LIMIT_MS) == ["ahead"]
 
 
 def test_a_clock_that_is_ahead_for_a_moment_ends_nothing() -> None:

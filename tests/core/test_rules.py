@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from spl.core import rules
 from spl.core.cel.evaluate import ExprError
+from spl.core.identity.did import words
 from spl.core.rules import HANDSHAKE, Decision, RuleError, covers, decide, locks_out_handshake
+from spl.core.value import replace
+from tests.core.identity.test_manifest import a_document, check
 
 FACTS = rules.sample_facts(HANDSHAKE)
 
@@ -219,3 +222,52 @@ LOCK, SOME = {"name": "lock", "action": "require:record_write"}, 'request.label 
 def test_what_locks_out_every_peer_is_named(given: list[dict[str, Any]], name: str) -> None:
     """A rule that depends on the peer locks out some, which may be meant; an allow before it lets some in."""
     assert locks_out_handshake(folded(*given)) == name
+
+
+def test_a_priority_may_be_as_high_or_low_as_allowed_and_is_none_by_default() -> None:
+    assert rules.named({"name": "x" * 64}) == ("x" * 64, 0)
+    for priority in (-rules.PRIORITY_MAX, 0, rules.PRIORITY_MAX):
+        assert rules.named({"name": "a", "priority": priority}) == ("a", priority)
+    for priority in (-rules.PRIORITY_MAX - 1, rules.PRIORITY_MAX + 1):
+        with pytest.raises(RuleError):
+            rules.named({"name": "a", "priority": priority})
+
+
+def test_a_rule_that_can_be_evaluated_has_no_fault() -> None:
+    sound = rules.permission_rule({"name": "a", "resource": "*", "action": "deny"})
+    assert (sound.expression, rules.fault_of(sound)) == ("true", "")
+    proved = rules.aitl_rule({"name": "a", "action": "auto_apply", "expression": 'request.words == "a"'})
+    assert rules.fault_of(proved) == ""
+    rules.check_proved(proved)
+
+
+def test_the_names_that_an_expression_lacks_are_told() -> None:
+    rule = rules.permission_rule(
+        {"name": "a", "resource": "*", "action": "deny", "expression": "z.a == b && request.x"}
+    )
+    assert rules.unknown_names(rule.expr, FACTS) == ["b", "z"]
+    assert rules.unknown_names(rule.expr, {**FACTS, "z": 1, "b": 2}) == rules.unknown_names(None, FACTS) == []
+
+
+def test_the_facts_of_a_request_are_of_one_form() -> None:
+    found = rules.request_facts("records:read", "GET", "/v1/x", {"a": "b"}, {"kind": "token"}, "10.0.0.1")
+    assert found["request"] == {"resource": "records:read", "method": "GET", "path": "/v1/x", "params": {"a": "b"}}
+    assert found["principal"] == {**rules.request_facts("x")["principal"], "kind": "token"}
+    assert found["peer"] == {"address": "10.0.0.1"}
+    assert rules.sample_facts("records:read") == rules.request_facts("records:read")
+
+
+def test_the_facts_of_a_pair_request_are_those_of_its_signer_and_its_connection() -> None:
+    peer = check(a_document())
+    asked = {"namespaces": ["a"], "maps": [{"local": "theirs", "peer": "ours"}], "mode": "polling"}
+    facts = rules.handshake_facts(peer, asked, "10.0.0.1")
+    assert facts["request"] == {
+        "resource": HANDSHAKE, "method": "POST", "path": "/v1/federation/pair", "params": {},
+        "peer": {"address": "10.0.0.1"}, "initiator_did": peer.did, "label": "bob", "words": words(peer.public_key),
+        "namespaces": ["a"], "maps": [{"local": "ours", "peer": "theirs"}], "mode": "polling",
+        "endpoint": "https://bob.example/v1/federation/pair", "host": "bob.example",
+    }  # fmt: skip
+    assert (facts["peer"], facts["principal"]["kind"]) == ({"address": "10.0.0.1"}, "anonymous")
+    assert facts["request"].keys() == FACTS["request"].keys(), "rules are tried out over facts of the same form"
+    nameless = rules.handshake_facts(replace(peer, url=""), {**asked, "maps": []}, "")
+    assert (nameless["request"]["endpoint"], nameless["request"]["host"]) == ("", "")

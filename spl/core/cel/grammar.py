@@ -220,7 +220,7 @@ class _Descent:
 
     @staticmethod
     def _compares(token: _Token) -> bool:
-        return token.kind in ("sign", "name") and token.text in COMPARING
+        return token.text in COMPARING
 
     def unary(self) -> Node:
         signs = []
@@ -382,7 +382,7 @@ class _Descent:
 
     def taken(self, sign: str) -> bool:
         """Consume the sign if it is the next token, and return whether it was."""
-        found = self.token.kind == "sign" and self.token.text == sign
+        found = self.token.text == sign
         self.next += found
         return found
 

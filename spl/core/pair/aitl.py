@@ -6,6 +6,7 @@ forgotten beyond REQUESTS_MAX.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from typing import Any, Final
 
@@ -99,7 +100,7 @@ def fold_requests(requests: Mapping[str, ApprovalRequest], body: Mapping[str, An
     A body that cannot be used returns the very mapping that was given.  The first request of an id and the first
     decision of a request stand; a decision on another digest than the request's is skipped.
     """
-    try:
+    with suppress(KeyError, TypeError, ValueError, AttributeError, SplError):
         if body["kind"] == KIND_REQUEST and body["request_id"] not in requests:
             request = _request(body)
             return _bounded({**requests, request.request_id: request})
@@ -112,8 +113,6 @@ def fold_requests(requests: Mapping[str, ApprovalRequest], body: Mapping[str, An
                 if status is not Status.APPROVED:
                     decided = replace(decided, namespaces=(), maps=(), endpoint="")
                 return {**requests, request.request_id: decided}
-    except (KeyError, TypeError, ValueError, AttributeError, SplError):
-        return requests
     return requests
 
 

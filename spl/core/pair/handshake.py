@@ -301,7 +301,7 @@ def introduced(fields: Mapping[str, Any], pair: Pair, now_ms: int, limits: Limit
     except ManifestError as exc:
         if exc.code == FORK:
             raise
-        return None
+    return None
 
 
 def poll_fields(pair: Pair, own_did: str, now_ms: int, nonce: str, **more: object) -> Json:

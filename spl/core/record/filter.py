@@ -11,6 +11,7 @@ All are texts: `namespace` is the record's namespace here, `kind` is that of its
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -160,10 +161,9 @@ def check_rule(text: str) -> str:
 @lru_cache(_COMPILED_MAX)
 def _compiled(text: str) -> Expr | None:
     """Return a stored rule parsed, None for what this version cannot read."""
-    try:
+    with suppress(ExprError):
         return parse(text)
-    except ExprError:
-        return None
+    return None
 
 
 def _nodes(root: Node) -> list[Node]:

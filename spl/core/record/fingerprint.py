@@ -307,7 +307,8 @@ def answer_of(body: bytes, question: Question) -> FingerprintAnswer:
             raise ValueError("not a part for each range")
     except (SplError, AttributeError, KeyError, TypeError, ValueError) as exc:
         raise FingerprintError("answer-malformed", "the peer does not answer in fingerprints") from exc
-    if not all(id_ in question.have for id_ in lacking if isinstance(id_, str)) or len(lacking) > len(question.have):
+    known = all(isinstance(id_, str) and id_ in question.have for id_ in lacking)
+    if not known or len(lacking) > len(question.have):
         raise FingerprintError("answer-malformed", "the peer lacks what it was not asked for")
     return FingerprintAnswer(parts, counts, names, lacking)
 

@@ -20,6 +20,7 @@ vouchers for the same id are left out: one line an id.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -84,10 +85,9 @@ class SnapshotHeader:
         """Return whether the instance of this chain signed the header under its present key."""
         if self.instance != chain.did or self.sig.get("key") != multibase(chain.present):
             return False
-        try:
+        with suppress(keys.KeyFault):
             return keys.verify(chain.present, self._text(), keys.unb64(self.sig.get("value"), 64))
-        except keys.KeyFault:
-            return False
+        return False
 
     def _text(self) -> bytes:
         return FORMAT.encode() + b"\0" + canon.encode(self._bare())
@@ -202,10 +202,9 @@ def sound(found: Iterable[bytes], limits: Limits) -> Iterator[tuple[int, bytes, 
 
 
 def _is_record(raw: bytes, limits: Limits) -> bool:
-    try:
+    with suppress(SplError):
         return envelope_of(raw, limits).raw == raw
-    except SplError:
-        return False
+    return False
 
 
 def records(pieces: Iterable[bytes], limits: Limits) -> Iterator[Envelope]:

@@ -32,6 +32,7 @@ TRUE = [
     'request.namespaces.all(n, n.startsWith("d") || n == "music")', "[].all(x, false)", "![].exists(x, true)",
     'request.namespaces[1] == "music"', "request.yes ? true : request.q",
     "[1, 2].exists(x, [3, 2].exists(y, x == y))", "[[1], [2]].exists(x, x == [2])",
+    'request.namespaces[0] == "default"', '{"a": 1} != {"a": 1, "b": 2}', '{"a": 1, "b": 2} != {"a": 1}',
     "0x10 == 16 && 1e3 == 1000 && -1 < 0", "request == request", "peer.address in [peer.address]",
 ]  # fmt: skip
 FALSE = [
@@ -51,6 +52,7 @@ WRONG = [
     "request.label.contains(1)", "request.exists(x, true)", "'ab'.all(x, true)",
     "request.namespaces[2] == ''", "request.namespaces[-1] == ''", "request.namespaces['0'] == ''", "request[0] == 1",
     "request.label[0] == 'b'", "has(request.label.q)", "has(q.a)", "request.namespaces[1.0] == 'music'",
+    'true < "a"', '"a" < true', "{} < {}", "'a' in 'ab'", "null in [1][0]",
     "request.namespaces.all(x, x)", "request.namespaces[true] == ''",
 ]  # fmt: skip
 
@@ -128,6 +130,37 @@ def test_usual_rules_cost_little() -> None:
     assert cost("size(t) > 3", t="a" * 10**6) < 10
     assert cost("true") == 1
     assert cost("x.all(a, x.all(b, x.all(c, true)))", x=[1] * 100) == STEPS_MAX
+
+
+@pytest.mark.parametrize(("text", "steps"), [
+    ("true", 1), ("a.b", 2), ("a['b']", 3), ("n == 1", 4), ("t == t", 6), ("t < t", 5), ("l == l", 6), ("m == m", 5),
+    ("1 in l", 4), ("t in m", 5), ("l.all(x, true)", 16), ("l.exists(x, true)", 9), ("t.contains(t)", 7),
+    ("size(t) == 32", 5), ("!true", 2), ("true ? n == 1 : false", 6), ("true && true", 3), ("false && true", 2),
+    ("[n, 1] == l", 8), ("has(a.b)", 2), ("a.%s || true" % ("k" * 32), 6),
+])  # fmt: skip
+def test_each_node_item_and_sixteen_characters_are_a_step(text: str, steps: int) -> None:
+    facts = {"a": {"b": True}, "n": 1, "t": "t" * 32, "l": [1, 2], "m": {"x": 1}}
+    for left, is_enough in ((steps, True), (steps - 1, False)):
+        budget = Budget(left)
+        try:
+            evaluate(parse(text), facts, budget)
+        except ExprError as exc:
+            assert (exc.code, is_enough) == ("rule-cost", False)
+        else:
+            assert (budget.left, is_enough) == (0, True)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("1", "this is an int, and must be true or false"), ("null", "this is null, and"), ("'a'", "this is a string"),
+    ("[]", "this is a list"), ("1 in 'a'", "for texts there is contains"), ("1 in 2", "asks an int, at 1:3"),
+    ("request.q && request.r", "no field 'q'"), ("request.label < 1", "does not order a string and an int"),
+    ("request.namespaces[2] == ''", "outside the list of 2"), ("{}['a']", "no field 'a'"),
+    ("request.namespaces.all(x, request.q || x)", "no field 'q'"),
+])  # fmt: skip
+def test_an_error_names_what_is_wrong_first(text: str, said: str) -> None:
+    with pytest.raises(ExprError) as caught:
+        evaluate(parse(text), FACTS)
+    assert said in caught.value.message
 
 
 JSON = st.recursive(

@@ -12,6 +12,7 @@ GOOD = [
     'a in ["x"]', "a && b && c", "a || b && c", "a ? b : c", "a ? b : c ? d : e", "size(a)", "a.size()", "has(a.b)",
     'a.startsWith("x")', 'a.endsWith(b)', 'a.contains("x")', "a.exists(x, x == 1)",
     "a.all(x, b.exists(y, x == y))", "(a)", "a\n&& b", "a.package", "_a1", "-9223372036854775808",
+    "9223372036854775807", "'in' == '('", "a == '=='", "'\\U0010ffff'",
 ]  # fmt: skip
 BAD = [
     ("", "1:1"), ("   ", "1:4"), ("a b", "1:3"), ("a ==", "1:5"), ("a = b", "1:3"), ("a & b", "1:3"), ("a +b", "1:3"),
@@ -19,7 +20,8 @@ BAD = [
     ('{"a" 1}', "1:6"), ('{"a":1,"a":2}', "1:1"), ('"x', "1:1"), ("'x\n'", "1:1"), ('"\\q"', "1:2"),
     ('"ab\\ud800"', "1:4"), ('"\\U00110000"', "1:2"), ("1u", "1:1"), ("1.", "1:1"), ("1e999", "1:1"),
     ("9223372036854775808", "1:1"), ("-9223372036854775809", "1:2"), ("- a", "1:3"), ("a.1", "1:3"), ("a.", "1:3"),
-    ("a.true", "1:3"), ("a.b(1)", "1:3"), ("f(a)", "1:1"), ("size()", "1:1"), ("size(a, b)", "1:1"),
+    ("a.true", "1:3"), ("a.in", "1:3"), ("٣", "1:1"), ("a.b(1)", "1:3"), ("f(a)", "1:1"), ("size()", "1:1"),
+    ("size(a, b)", "1:1"),
     ("has(a)", "1:1"), ('has(a["b"])', "1:1"), ("a.size(1)", "1:3"), ("a.startsWith()", "1:3"),
     ('a.matches("^b")', "1:3"), ("a.exists(1, true)", "1:10"), ("a.exists(x)", "1:11"),
     ("a.all(true, true)", "1:7"), ("as", "1:1"), ("a.exists(in, true)", "1:10"), ("a < b < c", "1:7"),
@@ -55,6 +57,43 @@ def test_the_caret_of_a_long_line_stays_on_the_screen() -> None:
         assert len(str(exc.facts["source"])) <= 72
         assert len(str(exc.facts["caret"])) <= len(str(exc.facts["source"])) + 1
     assert str(far.value.facts["source"])[len(str(far.value.facts["caret"])) - 1] == "="
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ('"x', "no closing quote"), ("'x", "no closing quote"), ("1u", "numbers are written"), ("a = b", "single = is no"),
+    ("a & b", "write &&"), ("a | b", "write ||"), ("é", "'é' is not part"), ("٣", "'٣' is not part"),
+    ("a;", "';' is not part"), ("", "a value is missing"), ("a == )", "')' begins no value"), ("(a", "')' is missing"),
+    ("(a]", "')' is missing before ']'"), ("a b", "'b' does not belong here"),
+])  # fmt: skip
+def test_a_fault_says_what_is_wrong(text: str, said: str) -> None:
+    with pytest.raises(ExprError) as caught:
+        parse(text)
+    assert said in caught.value.message
+
+
+def test_the_place_of_a_fault_is_in_the_middle_of_a_long_line_or_at_its_end() -> None:
+    for before, after, column in ((20, 200, 20), (100, 200, 36), (100, 36, 36), (100, 20, 51), (10, 10, 10)):
+        text = "a" * before + "%" + "b" * after
+        with pytest.raises(ExprError) as caught:
+            parse(text)
+        source, caret = str(caught.value.facts["source"]), str(caught.value.facts["caret"])
+        assert (source[column], caret) == ("%", " " * column + "^"), (before, after)
+        assert len(source) == min(72, len(text))
+
+
+def test_numbers_and_texts_have_the_value_that_is_written() -> None:
+    for text, value in (
+        ("0x1F", 31), ("-7", -7), ("007", 7), ("1.5e-3", 0.0015), ("2E3", 2000.0), ("-0x10", -16), ("-1.5", -1.5),
+        (r"r'\d\'", "\\d\\"), (r"R'x'", "x"), (r"'\101\x41\u0041\U00000041'", "AAAA"), (r"'\n\t\\\'\?'", "\n\t\\'?"),
+        (r"'\U0010ffff'", "\U0010ffff"), (r"'\377'", "\xff"), ("''", ""),
+    ):  # fmt: skip
+        assert parse(text).root.value == value
+
+
+def test_a_tree_may_have_as_many_levels_as_allowed() -> None:
+    assert parse("!" * (NESTING_LEVELS_MAX - 1) + "a").root.kind == "not"
+    with pytest.raises(ExprError, match="nested deeper"):
+        parse("!" * NESTING_LEVELS_MAX + "a")
 
 
 @pytest.mark.parametrize("text", [

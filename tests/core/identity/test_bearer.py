@@ -126,6 +126,7 @@ def test_what_the_operator_revoked_stays_barred_until_it_is_readmitted() -> None
     assert not bearer.is_barred(tokens, "pair_00000000")
     tokens = bearer.fold(tokens, {"kind": bearer.KIND_REVOKE, "token_id": TOKEN.token_id})
     assert bearer.is_barred(tokens, TOKEN.pair_id)
+    assert bearer.fold(tokens, {"kind": "other", "pair_id": TOKEN.pair_id}) is tokens
     tokens = bearer.fold(tokens, {"kind": bearer.KIND_READMIT, "pair_id": TOKEN.pair_id})
     assert not bearer.is_barred(tokens, TOKEN.pair_id)
     assert all(token.revoked for token in tokens.values())

@@ -80,6 +80,7 @@ def test_a_manifest_says_what_was_built() -> None:
     assert (found.namespaces, found.version, found.protocol_min, found.protocol_max) == (("default",), "1.0", 1, 1)
     assert (found.signed_at_ms, found.expires_at_ms) == (NOW_MS, NOW_MS + 7 * DAY_MS)
     assert manifest.from_json(found.raw, LIMITS) == found
+    assert replace(found, text=b"").raw == {}, "of one that was dropped"
     assert check(a_document(namespaces=None)).namespaces is None
 
 
@@ -201,8 +202,6 @@ def test_a_did_document_of_another_key_state_is_refused(shown: Chain, key: Secre
         {"verificationMethod": None},
         {"verificationMethod": [None]},
         {"verificationMethod": [{"publicKeyMultibase": ["z"]}]},
-        {"assertionMethod": []},
-        {"assertionMethod": [7]},
         {"authentication": None},
         {"keyAgreement": []},
         {"keyAgreement": manifest.did_document(ONE, box_public(b"o" * 32), URL)["keyAgreement"]},
@@ -211,6 +210,13 @@ def test_a_did_document_of_another_key_state_is_refused(shown: Chain, key: Secre
 )
 def test_a_did_document_with_other_members_is_refused(change: dict[str, object]) -> None:
     refused("manifest-signature", a_document(), {**manifest.did_document(ONE, SEAL, URL), **change})
+
+
+@pytest.mark.parametrize("used", [None, 7, "z", [], [7], {}, {"0": "z"}, ["z"], [None]], ids=repr)
+def test_a_did_document_whose_key_cannot_be_read_is_refused_and_says_so(used: object) -> None:
+    shown = {**manifest.did_document(ONE, SEAL, URL), "assertionMethod": used}
+    caught = refused("manifest-signature", a_document(), shown)
+    assert caught.facts["document"] == f"{DID}, key unreadable"
 
 
 def test_a_did_document_that_is_no_object_is_malformed() -> None:
@@ -305,12 +311,13 @@ def test_the_last_moments_of_validity_count(now_ms: int) -> None:
 
 
 def test_a_protocol_that_we_do_not_speak_is_refused() -> None:
-    def speaks(low: int, high: int) -> Callable[[dict[str, Any]], object]:
+    def speaks(low: object, high: object) -> Callable[[dict[str, Any]], object]:
         return lambda body: body["daemon"].update(federation_protocol_version=high, federation_protocol_version_min=low)
 
     assert check(resigned(speaks(1, 3))).protocol_max == 3
     assert "2..3" in refused("peer-version", resigned(speaks(2, 3)), strict=False).message
-    refused("manifest-malformed", resigned(speaks(3, 2)))
+    for low, high in ((3, 2), (0, 1), (True, 1), (1, True), ("1", 1), (1, "1"), (0.5, 1), (1, 1.5), (None, 1)):
+        refused("manifest-malformed", resigned(speaks(low, high)))
     refused("peer-version", resigned(lambda body: body.update(manifest_version=2)))
 
 
@@ -322,6 +329,7 @@ def test_a_protocol_that_we_do_not_speak_is_refused() -> None:
     [
         {"manifest_version": True},
         {"manifest_version": "1"},
+        {"manifest_version": 0},
         {"daemon": None},
         {"public_key": "z1"},
         {"public_key": multibase(SEAL, "x25519")},
@@ -329,7 +337,6 @@ def test_a_protocol_that_we_do_not_speak_is_refused() -> None:
         {"seal_key": None},
         {"rotations": None},
         {"federation": {}},
-        {"federation": {"enabled": False}},
         {"advertises": []},
         {"advertises": {"namespaces": "default"}},
         {"advertises": {"namespaces": ["a"] * 65}},
@@ -363,6 +370,15 @@ def test_endpoints_are_of_one_origin(name: str, value: object) -> None:
     refused("manifest-malformed", resigned(lambda body: body["federation"].update({name: value})))
 
 
+@pytest.mark.parametrize("url", ["", "ftp://bob.example", "https://u:p@bob.example", "https://bob.example.", "//x"])
+def test_endpoints_of_one_origin_that_is_none_are_refused(url: str) -> None:
+    refused("manifest-malformed", a_document(url=url))
+
+
+def test_an_endpoint_has_its_path() -> None:
+    refused("manifest-malformed", resigned(lambda body: body["federation"].update(pair_endpoint=URL)))
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9100", "https://[::1]:9100", "https://a-b.example:65535"])
 def test_origins_may_be_names_or_addresses(url: str) -> None:
     assert check(a_document(url=url)).url == url
@@ -370,7 +386,8 @@ def test_origins_may_be_names_or_addresses(url: str) -> None:
 
 @pytest.mark.parametrize("did", ["did:web:x", "", None, 7, "did:sync:instance:bob"])
 def test_a_malformed_did_is_refused(did: object) -> None:
-    refused("did-invalid", resigned(lambda body: body["daemon"].update(did=did)))
+    caught = refused("did-invalid", resigned(lambda body: body["daemon"].update(did=did)))
+    assert caught.message == "daemon.did is not an instance DID"
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,12 @@ def test_no_bit_of_the_signature_can_be_flipped(place: int, bit: int) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [None, [], "x", {}, {"message": {}}, {"message": [], "signature": ""}, {"message": {}, "signature": "", "more": 1}],
-)
+    [
+        None, [], "x", {}, {"message": {}}, {"message": [], "signature": ""},
+        {"message": {}, "signature": "", "more": 1},
+        {"message": list(message.HEAD), "signature": ""}, {"message": " ".join(message.HEAD), "signature": ""},
+    ],
+)  # fmt: skip
 def test_other_forms_are_malformed(value: object) -> None:
     refusal("message-malformed", message.unwrap, value)
 
@@ -117,6 +121,18 @@ def test_a_signature_that_is_none_is_refused(signature: object) -> None:
     assert caught.value.code in ("message-malformed", "message-signature")
 
 
+def test_a_message_may_be_signed_by_any_of_the_keys_given_and_by_no_other() -> None:
+    held = [SecretKey(letter * 32) for letter in (b"c", b"d", b"e")]
+    publics = [key.public for key in held]
+    fields = message.head(ALICE, BOB, "pair_a1b2c3d4", NOW_MS, NONCE)
+    for key in held:
+        assert message.verify_any("pair-answer", message.sign("pair-answer", fields, key), publics) == fields
+        assert message.verify_any("pair-answer", message.sign("pair-answer", fields, key), [key.public]) == fields
+    strange = message.sign("pair-answer", fields, KEY)
+    refusal("message-signature", message.verify_any, "pair-answer", strange, publics)
+    refusal("message-signature", message.verify_any, "pair-poll", message.sign("pair-answer", fields, held[1]), publics)
+
+
 def test_a_message_counts_for_its_audience_only() -> None:
     fields = message.unwrap(a_message())
     message.check_audience(fields, BOB)
@@ -133,6 +149,7 @@ def test_more_skew_is_refused_and_tells_our_time(off_ms: int) -> None:
     fields = message.unwrap(a_message())
     refused = refusal("clock-skew", message.check_times, fields, NOW_MS + off_ms, LIMITS)
     assert ms_of(refused.to_json()["time"]) == NOW_MS + off_ms
+    assert f"300 s {'behind' if off_ms > 0 else 'ahead of'} our clock" in refused.message
 
 
 def test_an_answer_belongs_to_one_request() -> None:
@@ -146,11 +163,16 @@ def test_an_answer_belongs_to_one_request() -> None:
     refusal("message-audience", message.check_answer, answer | {"pair_id": "pair_00000000"}, request)
 
 
-@pytest.mark.parametrize("change", [{"status": "200"}, {"status": True}, {"status": 7}, {"request_digest": None}])
+@pytest.mark.parametrize("change", [
+    {"status": "200"}, {"status": True}, {"status": None}, {"status": 200.0}, {"status": 99}, {"status": 600},
+    {"request_digest": None}, {"request_digest": 7}, {"request_digest": "f" * 63}, {"request_digest": "F" * 64},
+])  # fmt: skip
 def test_an_answer_has_status_and_digest(change: dict[str, object]) -> None:
     request = message.unwrap(a_message())
     answer = message.answer_head(request, 200, NOW_MS, "e" * 32) | change
     refusal("message-malformed", message.check_answer, answer, request)
+    for status in (100, 599):
+        assert message.check_answer(message.answer_head(request, status, NOW_MS, "e" * 32), request) == status
 
 
 def test_the_digest_depends_on_content_and_not_on_order() -> None:

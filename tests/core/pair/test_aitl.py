@@ -45,6 +45,8 @@ def test_a_request_comes_back_as_it_was_asked() -> None:
 def test_the_first_decision_stands(status: Status) -> None:
     found = fold_all(ASKED, decided(status), decided(Status.APPROVED), ASKED)[REQUEST.request_id]
     assert (found.status, found.reason, found.decided_at_ms) == (status, "because", 1500)
+    kept = (("default",), (("a", "b"),), REQUEST.endpoint) if status is Status.APPROVED else ((), (), "")
+    assert (found.namespaces, found.maps, found.endpoint) == kept, "what was refused needs no memory"
 
 
 def test_a_decision_on_something_else_is_none() -> None:
@@ -59,12 +61,31 @@ def test_damage_is_skipped(field: str, value: object) -> None:
     assert all(isinstance(request, ApprovalRequest) for request in found.values())
 
 
+@pytest.mark.parametrize("value", [None, 7, 1.5, True, {}, [7], [None]], ids=repr)
+def test_a_request_with_a_member_of_another_type_is_none(value: object) -> None:
+    for name in sorted(REQUEST.to_body()):
+        if name not in ("namespaces", "maps"):
+            assert fold_all({**ASKED, name: value}) == {}, name
+    for name in ("namespaces", "maps"):
+        assert fold_all({**ASKED, name: [value]}) == {}, name
+    for both in ({"local": value, "peer": "b"}, {"local": "a", "peer": value}, {"local": "a"}):
+        assert fold_all({**ASKED, "maps": [both]}) == {}, both
+
+
+def test_a_body_of_another_kind_is_none() -> None:
+    requests = fold_all(ASKED)
+    for other in ({**ASKED, "kind": "other", "request_id": "x"}, {**decided(Status.APPROVED), "kind": "other"}):
+        assert fold_requests(requests, other) is requests
+
+
 def test_memory_is_bounded_and_what_waits_is_kept() -> None:
     found = fold_all(ASKED, decided(Status.REJECTED))
     for number in range(REQUESTS_MAX):
         found = fold_requests(found, {**ASKED, "request_id": f"pair_{number:08x}"})
     assert len(found) == REQUESTS_MAX
     assert REQUEST.request_id not in found
+    found = fold_requests(found, {**ASKED, "request_id": "pair_ffffffff"})
+    assert (len(found), next(iter(found))) == (REQUESTS_MAX, "pair_00000001"), "where none is decided, the oldest goes"
 
 
 def test_summary_names_what_people_need() -> None:

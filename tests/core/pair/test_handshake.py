@@ -1,12 +1,13 @@
 """The messages of the handshake: bound to their parties, their pair and their request."""
 
+import itertools
 from typing import Any
 
 import pytest
 
 from spl.core.errors import SplError
 from spl.core.identity import bearer, manifest, message
-from spl.core.identity.did import Chain, did_of
+from spl.core.identity.did import Chain, did_of, rotate
 from spl.core.keys import SecretKey, box_public
 from spl.core.limits import Limits
 from spl.core.pair import handshake
@@ -14,6 +15,8 @@ from spl.core.pair.handshake import PairRequest, Terms
 from spl.core.pair.pair import Pair
 from spl.core.pair.state import STARTS, Proposal
 from spl.core.pair.steps import Begin, decide
+from spl.core.value import replace
+from tests.core import pair_kit
 
 LIMITS = Limits()
 NOW_MS = 1_764_000_000_000
@@ -83,6 +86,20 @@ def test_a_request_says_what_was_meant() -> None:
     assert handshake.open_sealed(asking.fields, (B_SEAL,)).token == TEXT
 
 
+def test_terms_may_have_as_many_names_and_maps_as_allowed_and_no_more() -> None:
+    def terms(names: object, maps: int) -> Terms:
+        pairs = [{"local": f"a{n}", "peer": f"b{n}"} for n in range(maps)]
+        fields = {"namespaces": names, "maps": pairs, "mode": "polling", "start": "present"}
+        return handshake.check_terms(fields, Limits(namespaces_per_pair=2), starts=STARTS)
+
+    assert terms(["x", "y"], 2) == Terms(("x", "y"), (("a0", "b0"), ("a1", "b1")), "polling", "present")
+    assert terms(["x", "x"], 0).namespaces == ("x",)
+    for names, maps in ((["x", "y", "z"], 0), (["x"], 3), ([], 0), ("xy", 0), ({"x": 1}, 0), (None, 0)):
+        with pytest.raises(SplError) as caught:
+            terms(names, maps)
+        assert caught.value.code == "bad-field"
+
+
 @pytest.mark.parametrize("changes", [
     {"initiator_did": B}, {"responder_did": A}, {"audience": A}, {"signer": B}, {"pair_id": "pair_00000000"},
     {"nonce": "1" * 32}, {"endpoint": "https://mallory.example/v1/federation/pair"}, {"token": None},
@@ -147,6 +164,18 @@ def test_a_grant_of_something_else_is_refused(changes: dict[str, object]) -> Non
         handshake.read_grant(a_grant(**changes), a_pair(), A, LIMITS)
 
 
+def test_a_grant_counts_under_any_key_of_the_peers_chain() -> None:
+    """A peer that rotated after its approval sends the grant as it was signed."""
+    chain, held = Chain(B, B_KEY.public), [B_KEY, SecretKey(b"\7" * 32), SecretKey(b"\10" * 32)]
+    for old, new in itertools.pairwise(held):
+        chain = rotate(chain, old, new.public, "retired", NOW_MS)
+    pair = replace(a_pair(), peer=replace(a_pair().peer, chain=chain))
+    for key in held:
+        assert handshake.read_grant(a_grant(key), pair, A, LIMITS)["state"] == "approved"
+    with pytest.raises(SplError):
+        handshake.read_grant(a_grant(A_KEY), pair, A, LIMITS)
+
+
 def test_a_grant_by_another_key_is_refused() -> None:
     with pytest.raises(SplError) as caught:
         handshake.read_grant(a_grant(A_KEY), a_pair(), A, LIMITS)
@@ -171,10 +200,54 @@ def test_an_answer_belongs_to_one_question() -> None:
         handshake.read_answer(value, asked, A_KEY.public)
     assert caught.value.code == "message-signature"
     fields: Any = value["message"]
-    strange = message.sign("pair-answer", {**fields, "state": "delighted"}, B_KEY)
+    for state in ("delighted", None, 7, ["pending"], {}):
+        strange = message.sign("pair-answer", {**fields, "state": state}, B_KEY)
+        with pytest.raises(SplError) as caught:
+            handshake.read_answer(strange, asked, B_KEY.public)
+        assert caught.value.code == "message-malformed"
+
+
+@pytest.mark.parametrize(("name", "told"), [
+    ("Requested", (200, "establishing", {})), ("Waiting", (200, "establishing", {})), ("Asked", (202, "pending", {})),
+    ("Answered", (200, "active", {})), ("Approved", (200, "approved", {"answer": pair_kit.GRANT})),
+    ("Active", (200, "active", {})), ("Degraded", (200, "active", {})), ("PausedByPeer", (200, "active", {})),
+    ("PausedByUs", (200, "paused", {})), ("PausedByBoth", (200, "paused", {})),
+    ("Revoking", (200, "revoked", {"reason": "over"})), ("Revoked", (200, "expired", {"reason": "expired"})),
+])  # fmt: skip
+def test_the_peer_is_told_where_the_pair_stands(name: str, told: tuple[int, str, dict[str, object]]) -> None:
+    pair: Pair | None = None
+    for event in pair_kit.PATHS[name]:
+        pair, _ = decide(pair, event, NOW_MS)
+    assert pair is not None
+    assert handshake.status_of(pair) == told
+
+
+def test_the_manifest_in_a_message_counts_if_it_is_news_of_the_peer() -> None:
+    key, thief = SecretKey(b"\7" * 32), SecretKey(b"\10" * 32)
+    grown, stolen = (rotate(Chain(B, B_KEY.public), B_KEY, each.public, "retired", NOW_MS) for each in (key, thief))
+
+    def shown(chain: Chain, signer: SecretKey, at_ms: int = NOW_MS + 1) -> dict[str, Any]:
+        return pair_kit.a_manifest(chain, signer, at_ms)
+
+    def news(manifest_: object, pair: Pair, now_ms: int = NOW_MS + 1) -> Chain | None:
+        found = handshake.introduced({"manifest": manifest_}, pair, now_ms, LIMITS)
+        return found.chain if found is not None else None
+
+    pair = a_pair()
+    assert handshake.introduced({}, pair, NOW_MS, LIMITS) is None
+    assert news(None, pair) is news(B_MANIFEST, pair) is None
+    assert news(shown(grown, key), pair) == grown
+    assert news(shown(pair.chain, B_KEY), pair) == pair.chain
+    assert news(shown(pair.chain, B_KEY, NOW_MS - 1), pair) is None, "an older one"
+    assert news({**shown(grown, key), "signature": {}}, pair) is news(A_MANIFEST, pair) is news(7, pair) is None
+    ahead_ms = NOW_MS + 10**9
+    assert news(shown(grown, key, ahead_ms), pair) is None
+    lenient = replace(pair, proposal=replace(pair.proposal, strict=False))
+    assert news(shown(grown, key, ahead_ms), lenient) == grown
+    pinned = replace(pair, peer=replace(pair.peer, chain=grown))
     with pytest.raises(SplError) as caught:
-        handshake.read_answer(strange, asked, B_KEY.public)
-    assert caught.value.code == "message-malformed"
+        news(shown(stolen, thief), pinned)
+    assert caught.value.code == "chain-fork"
 
 
 def test_terms_cover_no_more_than_they_name() -> None:
@@ -187,7 +260,7 @@ def test_terms_cover_no_more_than_they_name() -> None:
 
 def test_both_sides_name_a_token_alike_and_only_its_issuer_keeps_the_hash() -> None:
     held = handshake.token_ref(TEXT, handshake.SCOPES, NOW_MS, issued=False)
-    assert held.token_id == TOKEN.token_id
+    assert held.token_id == TOKEN.token_id == f"tok_{bearer.hash_of(TEXT)[:8]}"
     assert (held.hash, TOKEN.hash) == ("", bearer.hash_of(TEXT))
     assert bearer.parse(TEXT)[1] == handshake.account_of(PAIR_ID)
 

@@ -66,6 +66,15 @@ def test_a_name_is_shared_or_crosses_once(named: tuple[str, ...], maps: tuple[tu
     assert code_and_hint(lambda: propose(registry, *named, maps=maps))[0] == "bad-field"
 
 
+def test_the_name_that_is_both_shared_and_mapped_is_the_one_named() -> None:
+    registry = a_registry(private=("music", "org"))
+    for local, peer, name in (("music", "a", "music"), ("org", "music", "music"), ("org", "default", "default")):
+        with pytest.raises(SplError, match=f"namespace {name} is both"):
+            propose(registry, "default", "music", maps=((local, peer),))
+    with pytest.raises(SplError, match="at least one namespace: name it by --namespace"):
+        propose(registry, maps=(("default", "x"),))
+
+
 def test_a_map_to_itself_names_the_option_that_is_meant() -> None:
     registry = a_registry(private=("music",))
     assert "--namespace music" in code_and_hint(lambda: propose(registry, maps=(("music", "music"),)))[1]
@@ -85,6 +94,7 @@ def test_what_is_left_out_says_why_and_how_to_let_it_in() -> None:
         ("diary", "private"), ("old", "archived"), ("nowhere", "missing"), ("no/where", "missing"),
     )  # fmt: skip
     assert weighed.unmapped == ("gone",)
+    assert handshake.fix_of(registry, "music/new") == "spl namespace create --shared music/new"
     assert [handshake.fix_of(registry, name) for name, _ in weighed.left_out] == [
         "spl namespace share diary", "spl namespace create --shared old", "spl namespace create --shared nowhere",
         "spl namespace create no",
@@ -98,6 +108,19 @@ def test_a_named_one_must_be_asked_for_and_usable() -> None:
     assert handshake.agree(terms, registry, named=("diary", "diary")).namespaces == ("diary",)
     assert code_and_hint(lambda: handshake.agree(terms, registry, named=("music",)))[0] == "bad-field"
     assert code_and_hint(lambda: handshake.agree(terms, registry, named=("old",)))[0] == "namespace-rejected"
+
+
+def test_what_cannot_be_agreed_on_names_the_first_fix() -> None:
+    registry = a_registry("music")
+    nothing = "namespace-rejected", "spl namespace create --shared nowhere"
+    assert code_and_hint(lambda: handshake.agree(asked("nowhere", "nobody"), registry)) == nothing
+    leads = asked("music", maps=(("a", "gone"), ("b", "lost")))
+    assert code_and_hint(lambda: handshake.agree(leads, registry)) == (
+        "namespace-rejected", "spl namespace create gone; or approve --without-maps",
+    )  # fmt: skip
+    assert handshake.agree(leads, registry, maps=False) == asked("music")
+    crossing = asked("default", maps=(("a", "music"),))
+    assert handshake.agree(crossing, registry) == crossing
 
 
 some_names = st.lists(st.sampled_from(NAMES), max_size=5, unique=True).map(tuple)
@@ -125,6 +148,7 @@ def test_no_agreement_holds_more_than_was_asked_for_and_usable_and_wanted_here(
     both = handshake.common(terms, asked(*ours), registry)
     wanted = {name for name in names if name in ours and namespace.is_usable(registry, name)}
     assert (set(both.namespaces) if both else set()) == wanted
+    assert (both is None) is (not wanted)
 
 
 def test_a_crossing_that_we_did_not_ask_for_is_for_the_operator() -> None:

@@ -7,22 +7,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.pair.pair import Pair, PairError, Phase, fold
+from spl.core.pair.pair import PREFIX, Pair, PairError, Phase, fold
 from spl.core.pair.steps import (
     STEPS,
     Append,
     Audit,
+    Confirm,
     DropSecrets,
+    End,
     EndOthers,
     FirstSync,
     KillTokens,
+    ManifestChange,
     Mint,
     PairEvent,
+    Pause,
+    PeerPause,
+    PeerResume,
+    Resume,
     Resync,
+    Revoke,
     TellPeer,
+    TokenChange,
     decide,
 )
-from tests.core.pair_kit import EVENTS, NOW_MS, PATHS, PROPOSAL, bodies, folded
+from tests.core.pair_kit import EVENTS, LATER, NOW_MS, OTHER_TOKEN, PATHS, PROPOSAL, bodies, folded
 
 
 def walk(events: tuple[PairEvent, ...]) -> Pair | None:
@@ -144,6 +153,49 @@ def test_effects_of_the_steps_that_have_some() -> None:
     assert (kinds("PausedByBoth", resume), kinds("PausedByBoth", EVENTS[9])) == ({TellPeer}, set())
     assert kinds("Degraded", revoke) == {KillTokens, DropSecrets, TellPeer}
     assert kinds("PausedByPeer", end) == {KillTokens, DropSecrets}
+
+
+def test_people_read_what_a_step_changed_and_why() -> None:
+    def told(name: str, event: PairEvent) -> tuple[str, str]:
+        [audit] = [each for each in decide(walk(PATHS[name]), event, NOW_MS)[1] if isinstance(each, Audit)]
+        return audit.transition, audit.reason
+
+    assert told("none", EVENTS[0]) == ("none -> establishing", "")
+    assert told("Requested", EVENTS[2]) == ("establishing -> establishing", ""), "another state of the same phase"
+    assert told("Answered", EVENTS[5]) == ("establishing -> active", "")
+    assert told("Active", EVENTS[6]) == ("active -> paused", "upgrade")
+    assert told("Active", EVENTS[10]) == ("active -> degraded", "timeout")
+    assert told("Degraded", EVENTS[10]) == ("pair_degraded.v1", "timeout"), "no other state"
+    assert told("Active", EVENTS[12]) == ("pair_config.v1", "")
+    assert told("Active", EVENTS[13]) == ("peer_manifest_changed.v1", "")
+
+
+def test_a_new_token_of_ours_is_minted_unless_it_is_known() -> None:
+    def minted(event: PairEvent) -> list[Mint]:
+        return [each for each in decide(walk(PATHS["Active"]), event, NOW_MS)[1] if isinstance(each, Mint)]
+
+    assert minted(TokenChange(True, OTHER_TOKEN)) == [Mint(OTHER_TOKEN, ("default",))]
+    assert minted(TokenChange(True, OTHER_TOKEN, minted=True)) == []
+    assert minted(TokenChange(False, OTHER_TOKEN)) == []
+
+
+def test_what_the_records_of_a_step_say() -> None:
+    def body(name: str, event: PairEvent) -> dict[str, Any]:
+        return bodies(decide(walk(PATHS[name]), event, NOW_MS)[1])[0]
+
+    ends = {name: body(name, End("expired", "too late")) for name in PATHS if name not in ("none", "Revoked")}
+    assert {name for name, each in ends.items() if each["kind"] == f"{PREFIX}pair_rejected.v1"} == {
+        "Requested", "Waiting", "Answered", "Asked", "Approved",
+    }  # fmt: skip
+    assert {each["kind"] for each in ends.values()} == {f"{PREFIX}pair_rejected.v1", f"{PREFIX}pair.revoke.v1"}
+    assert all((each["reason"], each["note"]) == ("expired", "too late") for each in ends.values())
+    assert "pinned" not in body("Active", ManifestChange(LATER))
+    assert body("Active", ManifestChange(LATER, pinned=True))["pinned"] is True
+    assert body("Active", Revoke("over"))["change"] == "revoked"
+    assert body("Active", Pause("upgrade"))["by"] == body("PausedByUs", Resume())["by"] == "us"
+    assert body("Active", PeerPause(1))["by"] == body("PausedByPeer", PeerResume(2))["by"] == "peer"
+    confirmed = [body("Answered", Confirm(inherits)) for inherits in ("", "pair_00000000")]
+    assert [each.get("inherits") for each in confirmed] == [None, "pair_00000000"]
 
 
 def test_a_revoked_pair_is_dead_before_the_peer_is_told() -> None:

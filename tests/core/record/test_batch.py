@@ -108,6 +108,7 @@ def test_the_size_is_signed_with_the_root() -> None:
         {"path": None}, {"path": []}, {"path": {}}, {"path": [None]}, {"path": ["AA=="]}, {"path": ["!" * 44]},
         {"path": [base64.b64encode(bytes(33)).decode()]}, {"path": [base64.b64encode(bytes(31)).decode()]},
         {"path": [base64.b64encode(bytes(32)).decode().rstrip("=")]}, {"extra": 1},
+        {"index": 2, "path": []}, {"path": {base64.b64encode(bytes(32)).decode(): 1}}, {"path": [[]]}, {"path": "x"},
     ],
     ids=repr,
 )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spl.core.keys import aead_seal
+from spl.core.keys import aead_open, aead_seal
 from spl.core.record import cursor as cursors
 from spl.core.record.cursor import Cursor, CursorError, Lane, lane_key, open_, seal
 
@@ -67,7 +67,46 @@ def test_every_changed_byte_is_noticed(data: st.DataObject) -> None:
         open_(text[:place] + other + text[place + 1 :], KEY, PAIR)
 
 
-@pytest.mark.parametrize("text", ["", "x", "é" * 8, "A" * 5000, "AAAA", "===", "a b c d", "\n" * 40])
+def sealed(packed: bytes) -> str:
+    return base64.urlsafe_b64encode(aead_seal(KEY, NONCE, packed, PAIR.encode())).rstrip(b"=").decode()
+
+
+def test_lengths_are_few_and_the_next_one_is_taken_only_where_it_must_be() -> None:
+    """192 bytes hold 4 lanes and names of 67 digits; beyond 64 lanes with short names, multiples of 64."""
+
+    def length(lanes: int, epoch: int, run: int) -> int:
+        made = tuple(Lane(f"{n:024x}", n, n) for n in range(lanes))
+        return len(seal(Cursor("e" * epoch, 1, "f" * run, made), KEY, NONCE, PAIR))
+
+    def chars(packed: int) -> int:
+        return -(-(packed + 40) * 4 // 3)
+
+    assert (length(4, 33, 34), length(4, 34, 34)) == (chars(192), chars(384))
+    assert (length(64, 122, 122), length(64, 128, 128)) == (chars(2112), chars(2112))
+
+
+def test_a_cursor_may_have_as_many_characters_as_allowed() -> None:
+    packed = base64.urlsafe_b64decode(seal(Cursor("e", 1, "r"), KEY, NONCE, PAIR) + "==")
+    plain = aead_open(KEY, packed, PAIR.encode())
+    assert plain is not None
+    longest = sealed(plain.ljust(3032, b"\0"))
+    assert len(longest) == cursors.TEXT_CHARS_MAX
+    assert open_(longest, KEY, PAIR) == Cursor("e", 1, "r")
+    for other in (sealed(plain.ljust(3033, b"\0")), sealed(b"\2" + plain[1:])):
+        with pytest.raises(CursorError):
+            open_(other, KEY, PAIR)
+
+
+def test_a_lane_begins_at_nothing_and_is_found_by_its_key() -> None:
+    one, two = Lane(lane_key("a")), Lane(lane_key("b"), 9, 4)
+    assert (one.position, one.count) == (0, 0)
+    cursor = Cursor("e", 9, "r", (one, two))
+    assert cursor.by_key() == {one.key: one, two.key: two}
+    assert cursor.whole is False
+    assert lane_key("a") == lane_key("a", 0, "")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "", "x", "é" * 8, "A" * 5000, "AAAA", "===", "a b c d", "\n" * 40])
 def test_hostile_text_is_refused(text: str) -> None:
     with pytest.raises(CursorError) as caught:
         open_(text, KEY, PAIR)
@@ -77,9 +116,8 @@ def test_hostile_text_is_refused(text: str) -> None:
 @given(st.binary(max_size=200))
 def test_sealed_nonsense_is_refused_not_crashed_on(packed: bytes) -> None:
     """Only our own key seals, yet an older or newer version's bytes may stand inside."""
-    text = base64.urlsafe_b64encode(aead_seal(KEY, NONCE, packed, PAIR.encode())).rstrip(b"=").decode()
     try:
-        assert isinstance(open_(text, KEY, PAIR), Cursor)
+        assert isinstance(open_(sealed(packed), KEY, PAIR), Cursor)
     except CursorError as exc:
         assert exc.code == "cursor-invalid"
 

@@ -22,6 +22,7 @@ def test_the_fields_are_texts_also_where_a_record_has_none() -> None:
     assert fields_of({"thread": "t", "body": "text"}, "", "")["kind"] == ""
     assert fields_of({"thread": "t", "body": {"kind": 7}}, "", "")["kind"] == ""
     assert set(FIELDS) == set(filters.FIELDS)
+    assert fields_of(dict.fromkeys(RECORD), "", "") == fields_of({}, "", "") == dict.fromkeys(filters.FIELDS, "")
 
 
 @pytest.mark.parametrize(("found", "passes"), [
@@ -63,6 +64,32 @@ def test_threads_are_kept_once_and_sorted() -> None:
     assert filters.check_threads(["b", "a", "b"], LIMITS) == ("a", "b")
 
 
+def test_as_many_threads_as_allowed_may_be_named_with_as_many_characters() -> None:
+    names = tuple(f"t{n:03}" for n in range(filters.THREADS_MAX))
+    assert filters.check_threads(names, LIMITS) == names
+    assert filters.check_threads(["x" * LIMITS.thread_chars], LIMITS) == ("x" * 256,)
+
+
+def test_threads_are_named_and_taken_back_one_by_one() -> None:
+    one = filters.allowing(OPEN, ["b"], LIMITS)
+    assert one == PairFilter(thread_allow=("b",))
+    both = filters.allowing(one, ["a", "b"], LIMITS)
+    assert both == PairFilter(thread_allow=("a", "b"))
+    assert filters.allowing(both, ["a", "other"], LIMITS, remove=True) == one
+    assert filters.allowing(OPEN, ["a"], LIMITS, remove=True) == OPEN
+    with pytest.raises(SplError) as caught:
+        filters.allowing(both, ["a", "b"], LIMITS, remove=True)
+    assert (caught.value.code, "the last thread" in caught.value.message) == ("bad-field", True)
+    ruled = PairFilter(thread_allow=("a",), thread_rule="false")
+    assert filters.allowing(ruled, ["a"], LIMITS, remove=True) == PairFilter(thread_rule="false")
+
+
+def test_what_changed_of_a_filter_is_told_and_nothing_else() -> None:
+    named = PairFilter(relay=False, thread_allow=("a",))
+    assert filters.changes(OPEN, named) == {"relay": False, "thread_allow": ["a"]}
+    assert filters.changes(named, named) == {}
+
+
 @pytest.mark.parametrize("threads", [
     [""], ["a\n"], ["x" * 257], ["th_federation_pairs"], ["th_audit_x"], [f"t{i}" for i in range(257)],
 ])  # fmt: skip
@@ -87,6 +114,8 @@ def test_a_rule_that_cannot_work_is_refused_with_the_place(text: str, code: str,
 def test_a_good_rule_is_returned_as_it_is() -> None:
     text = 'record.thread.startsWith("th_") && record.data_type != "image/png"'
     assert filters.check_rule(text) == text
+    text = '[{"a": "x"}].exists(each, each.a == record.thread || has(each.b))'
+    assert filters.check_rule(text) == text, "only a record has these fields and no others"
 
 
 def test_a_stored_rule_that_cannot_be_read_lets_nothing_pass_and_says_so() -> None:

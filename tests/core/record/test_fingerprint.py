@@ -1,6 +1,8 @@
 """Promises of the fingerprints: any two sets differ in exactly what is found, and no answer keeps the search going."""
 
+import base64
 import hashlib
+import json
 import tracemalloc
 from bisect import bisect_left, bisect_right
 from random import Random
@@ -23,6 +25,7 @@ from spl.core.record.fingerprint import (
     Question,
     RangeBuckets,
     RangePart,
+    Ranges,
     Search,
     answer_of,
     question_of,
@@ -223,6 +226,152 @@ def test_an_answer_keeps_to_the_question() -> None:
     for other in (Question(KEY, have={id_: "00"}, names={HELD: ("cd" * 16,)}),):
         with pytest.raises(FingerprintError):
             answer_of(whole.encode(), other)
+
+
+HEX = st.text("0123456789abcdef", max_size=4)
+SETS = st.dictionaries(st.sampled_from(sorted(fingerprint.OPPOSITE)), st.lists(HEX, min_size=1, max_size=4).map(tuple))
+
+
+@given(SETS, SETS, st.dictionaries(HEX, HEX, max_size=5))
+def test_a_question_in_halves_asks_the_same(ranges: Ranges, names: Ranges, have: dict[str, str]) -> None:
+    whole = Question(KEY, ranges, names, have)
+    one, two = whole.halves()
+    assert whole.size == sum(map(len, (*ranges.values(), *names.values()))) + len(have) == one.size + two.size
+    for name in fingerprint.OPPOSITE:
+        assert (*one.ranges.get(name, ()), *two.ranges.get(name, ())) == ranges.get(name, ())
+        assert (*one.names.get(name, ()), *two.names.get(name, ())) == names.get(name, ())
+    assert {**one.have, **two.have} == have
+    assert one.key == two.key == KEY
+    assert 0 <= one.size - two.size <= 3, "so each ends at a question of one"
+
+
+def test_the_answers_to_the_halves_are_the_answer_to_the_question() -> None:
+    a, b, c = (RangePart(names=(bytes([n]) * START_BYTES,)) for n in range(3))
+    one = FingerprintAnswer({HELD: (a,)}, {HELD: {"x": 1}}, {HELD: {"0": ("a", "x")}}, ("1",))
+    two = FingerprintAnswer({HELD: (b,), "shown": (c,)}, {HELD: {"y": 2}}, {"seen": {"1": ("b", "y")}}, ("2",))
+    assert fingerprint.joined(one, two) == FingerprintAnswer(
+        {HELD: (a, b), "shown": (c,)}, {HELD: {"x": 1, "y": 2}},
+        {HELD: {"0": ("a", "x")}, "seen": {"1": ("b", "y")}}, ("1", "2"),
+    )  # fmt: skip
+
+
+def test_a_question_may_be_as_large_as_allowed_and_no_larger() -> None:
+    name, ids = "a" * 32, [f"{n:064x}" for n in range(1001)]
+
+    def asked(ranges: list[str], names: list[str], have: dict[str, object]) -> Question:
+        value = {"key": KEY, "ranges": {HELD: ranges}, "names": {HELD: names}, "have": have}
+        return question_of(json.dumps(value).encode())
+
+    most = asked(["f" * 32] * 256, [name] * 1000, dict.fromkeys(ids[:1000], "0" * 32))
+    assert most.size == 2256
+    for more in (
+        ([""] * 257, [], {}), ([], [name] * 1001, {}), ([], [], dict.fromkeys(ids, "")), (["f" * 33], [], {}),
+        ([], ["f" * 31], {}), ([], ["f" * 33], {}), ([], [], {ids[0]: "0" * 33}), ([], [], {ids[0]: 7}),
+        ([], [], {"x": ""}), (["F"], [], {}), ([7], [], {}),
+    ):  # fmt: skip
+        with pytest.raises(FingerprintError) as caught:
+            asked(*more)  # type: ignore[arg-type]
+        assert caught.value.code == "bad-field"
+
+
+def test_an_answer_may_be_as_large_as_allowed_and_no_larger() -> None:
+    id_, names = "ab" * 32, [name(n) for n in range(33)]
+    question = Question(KEY, {HELD: ("",)}, have={id_: "00"})
+
+    def read(text: object = "n", **members: object) -> FingerprintAnswer:
+        return answer_of(json.dumps({"ranges": {HELD: [text]}, **members}).encode(), question)
+
+    def listed(count: int, more: bytes = b"") -> str:
+        return "n" + base64.b64encode(b"".join(names[:count]) + more).decode()
+
+    assert read(listed(32)).parts[HELD] == (RangePart(names=tuple(names[:32])),)
+    assert read("s" + base64.b64encode(bytes(128)).decode()).parts[HELD] == (RangePart(bytes(128)),)
+    counts = {f"n{n}": 2**63 - 1 for n in range(1000)} | {"n0": 0}
+    assert read(counts={HELD: counts}).counts == {HELD: counts}
+    assert read(counts={HELD: {"n" * 300: 1}}).counts == {HELD: {"n" * 256: 1}}
+    assert read(lacking=[id_]).lacking == (id_,)
+    for text in (listed(33), listed(1, b"x"), "s" + base64.b64encode(bytes(127)).decode(), "", "s", None, ["n"], {}):
+        with pytest.raises(FingerprintError):
+            read(text)
+    for lacking in ([id_, id_], [7], [None], [{}], ["x"], 7):
+        with pytest.raises(FingerprintError):
+            read(lacking=lacking)
+    for wrong in ({"a": 2**63}, {"a": -1}, {"a": True}, {"a": "1"}, {**counts, "more": 1}, [], 7):
+        with pytest.raises(FingerprintError):
+            read(counts={HELD: wrong})
+    for ranges in ([], ["n", "n"]):
+        with pytest.raises(FingerprintError):
+            answer_of(json.dumps({"ranges": {HELD: ranges}}).encode(), question)
+
+
+def test_a_name_in_an_answer_is_a_whole_one_of_those_asked_for() -> None:
+    id_ = "ab" * 32
+    question = Question(KEY, names={HELD: (id_[:32],)})
+
+    def read(start: str, value: object) -> FingerprintAnswer:
+        return answer_of(json.dumps({"names": {HELD: {start: value}}}).encode(), question)
+
+    assert read(id_[:32], [id_, "n" * 300]).names == {HELD: {id_[:32]: (id_, "n" * 256)}}
+    for start, value in (
+        (id_[:31], [id_, "a"]), (id_[:32], ["cd" * 32, "a"]), (id_[:32], [id_, 7]), (id_[:32], [id_[:63], "a"]),
+        (id_[:32], [id_]), (id_[:32], 7), (id_[:32], [7, "a"]),
+    ):  # fmt: skip
+        with pytest.raises(FingerprintError):
+            read(start, value)
+
+
+def test_the_heads_of_a_range_are_the_first_bytes_of_its_names() -> None:
+    buckets = RangeBuckets(KEY)
+    buckets.add(bytes.fromhex(head).ljust(START_BYTES, b"x") for head in ("a1b2", "a1b2", "00ff", "a1c0"))
+    assert buckets.heads("") == [bytes.fromhex(head) for head in ("00ff", "a1b2", "a1c0")]
+    assert buckets.heads("a1") == [bytes.fromhex(head) for head in ("a1b2", "a1c0")]
+    assert buckets.heads("a1b") == buckets.heads("a1b2") == buckets.heads("a1b277") == [bytes.fromhex("a1b2")]
+    assert buckets.heads("b") == []
+    assert (buckets.count("a1b2"), buckets.count("a1"), buckets.count("")) == (2, 3, 4)
+
+
+def test_a_list_of_names_says_that_it_is_cut() -> None:
+    for count, cut in ((1, False), (2, False), (3, True)):
+        found = Collector(1, "", 2)
+        for each in [name(n) for n in range(count)]:
+            found.add(each)
+        part = found.part(sums=False)
+        assert (len(part.names), part.cut, found.count) == (min(count, 2), cut, count)
+    whole = Collector(1, name(1).hex(), 2)
+    for each in (name(1), name(2)):
+        whole.add(each)
+    assert whole.part(sums=False).names == (name(1),), "a range of all digits is one name"
+
+
+def test_a_search_ends_after_as_many_ranges_as_allowed_and_before_a_name_is_split() -> None:
+    sums = RangePart(b"\x01" * 128), RangePart(bytes(128))
+    found = Search(10**6, asked_max=2)
+    assert found.next() == ("",)
+    found.take(("0", "1"), (sums[0],) * 2, (sums[0],) * 2)
+    assert (found.next(), found.more) == ((), False)
+    with pytest.raises(FingerprintError, match="without end"):
+        found.take(("2",), sums[:1], sums[:1])
+    found = Search(10**6)
+    found.take(("f" * 31,), sums[:1], sums[1:])
+    assert sorted(found.next(20)) == ["", *(f"{'f' * 31}{digit}" for digit in "0123456789abcdef")]
+    with pytest.raises(FingerprintError, match="a single name"):
+        found.take(("f" * 32,), sums[:1], sums[1:])
+
+
+def test_a_search_that_found_enough_says_whether_there_is_more() -> None:
+    sums = RangePart(b"\x01" * 128), RangePart(bytes(128))
+    for found_max, more in ((1, True), (2, True), (3, False)):
+        found = Search(found_max)
+        theirs, ours = (RangePart(names=(bytes([n]) + bytes(15),)) for n in (0, 1))
+        found.take(("f", "0"), (sums[0], theirs), (sums[1], ours))
+        assert (found.theirs, found.ours) == (set(theirs.names), set(ours.names))
+        assert (found.more, bool(found.next())) == (more, not more)
+    found = Search(1)
+    assert found.next() == ("",)
+    found.take(("",), (RangePart(names=(bytes(16),)),), (RangePart(),))
+    assert not found.more, "nothing is left open"
+    found.take(("0",), (RangePart(),), (RangePart(cut=True),))
+    assert found.more, "our own list was cut"
 
 
 def test_a_mark_needs_the_very_envelope_and_the_key() -> None:

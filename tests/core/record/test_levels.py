@@ -139,6 +139,9 @@ WRONG: tuple[tuple[tuple[str, ...], object], ...] = (
     (("record", "act"), "SING"), (("record", "parents"), ["x"]), (("record", "thread"), ""), (("record", "body"), {}),
     (("record", "body", "redacted"), 1), (("record", "body", "level"), "L2"), (("record", "body", "text"), "x"),
     (("record", "body", "hashes"), {"L1": "0" * 64}), (("record", "body", "hashes", "L0"), "0" * 64),
+    (("record", "body"), 7), (("record", "body"), []), (("record", "body", "hashes"), 7), (("projection",), []),
+    (("record", "body", "hashes"), []), (("projection", "by"), "k" * 257), (("projection", "ns"), 7),
+    (("projection", "value"), 7), (("projection", "level"), ["L1"]),
     (("record", "body", "hashes", "L2"), "0" * 63), (("record", "data_type"), "NONE"),
 )  # fmt: skip
 
@@ -161,6 +164,27 @@ def test_a_huge_projection_is_refused() -> None:
     with pytest.raises(SplError) as caught:
         levels.parse(json.loads(raw), Limits(record_bytes=len(raw) - 1))
     assert code_of(caught) == "record-too-large"
+    assert levels.parse(json.loads(raw), Limits(record_bytes=len(raw))).raw == raw
+
+
+@pytest.mark.parametrize(("name", "chars"), [("by", 1), ("by", 256), ("key", 1), ("key", 128)])
+def test_names_of_signers_and_keys_may_have_the_length_allowed(name: str, chars: int) -> None:
+    whole = json.loads(made(a_record(), 1))
+    whole["projection"][name] = "k" * chars
+    assert getattr(levels.parse(whole, LIMITS), name) == "k" * chars
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_size_of_a_projection_is_bounded_by_what_it_shows(level: int) -> None:
+    parents = [f"{n:064x}" for n in range(50)]
+    value = record.check(a_record(thread="t" * 256, body={"text": "x" * 10_000}, parents=parents), LIMITS)
+    raw = made(value, level)
+    assert len(raw) <= levels.shown_bytes(value, level) < len(raw) + levels.REST_BYTES
+
+
+def test_what_claims_to_be_a_projection_is_told_by_its_member() -> None:
+    assert levels.is_projection({"projection": None})
+    assert not any(map(levels.is_projection, ({}, ["projection"], "projection", None, {"record": {}})))
 
 
 @given(st.recursive(VALUES, lambda inner: st.fixed_dictionaries({"id": inner, "record": inner, "projection": inner})))

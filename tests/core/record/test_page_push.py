@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.errors import SplError
+from spl.core.limits import Limits
 from spl.core.record import page
 from spl.core.record.page import Page
 
@@ -30,8 +31,45 @@ def test_what_is_assembled_comes_back(records: list[tuple[dict[str, Any], str]],
 
 
 def test_a_question_for_the_position_carries_nothing() -> None:
-    found = page.decode_push(page.assemble_push("", page.asking({"state": "active"})), 10)
-    assert (found.since, found.page.next_cursor, found.page.count) == ("", "", 0)
+    asks = page.asking({"state": "active"})
+    found = page.decode_push(page.assemble_push("", asks), 10)
+    assert (found.since, found.page.next_cursor, found.page.count, found.again) == ("", "", 0, False)
+    assert asks.has_more is found.page.has_more is False
+    assert (asks.size, found.page.view) == (0, {"state": "active"})
+
+
+def test_a_push_may_be_as_large_as_allowed() -> None:
+    head = HEAD | {"since": "s" * 4096, "cursor": "c" * 4096, "chains": {str(n): 1 for n in range(64)}, "count": 2}
+    found = page.decode_push(body(head, {}, {}), 2)
+    assert (found.since, found.page.next_cursor, len(found.chains)) == ("s" * 4096, "c" * 4096, 64)
+    assert (found.again, found.page.count, found.page.has_more, found.page.view) == (False, 2, False, {})
+    assert page.decode_push(body(HEAD | {"peer_view": 7}, {}), 1).page.view == {}
+    assert page.body_bytes(Limits(page_bytes=70, record_bytes=7)) == 77
+
+
+AN_ANSWER: dict[str, Any] = {"peer_view": {"state": "active"}, "results": [], "records": 0, "cursor": ""}
+
+
+def test_the_answer_to_a_push_is_read() -> None:
+    results = [{"code": "c" * 99}, {"code": "scope-violation"}, {"code": ""}, {"status": 200}, {"code": 7}]
+    told = {**AN_ANSWER, "results": results, "records": 3, "cursor": "c" * 4096, "wanted": ["a" * 64, "x"]}
+    found = page.push_answer(json.dumps(told).encode(), 2)
+    assert (found.cursor, found.records, found.wanted) == ("c" * 4096, 3, ("a" * 64,))
+    assert found.codes == {"c" * 40, "scope-violation", "7"}
+    assert found.view == {"state": "active"}
+    assert page.push_answer(json.dumps(AN_ANSWER).encode(), 0).wanted == ()
+
+
+@pytest.mark.parametrize("changes", [
+    {"peer_view": None}, {"peer_view": []}, {"results": None}, {"results": {}}, {"results": [7]}, {"records": True},
+    {"records": "3"}, {"records": None}, {"wanted": {}}, {"wanted": "ab"}, {"wanted": ["a" * 64] * 3}, {"cursor": None},
+    {"cursor": 7}, {"cursor": "c" * 4097},
+])  # fmt: skip
+def test_what_is_no_answer_to_a_push_is_refused(changes: dict[str, Any]) -> None:
+    for told in ({**AN_ANSWER, **changes}, [changes], 7):
+        with pytest.raises(SplError) as caught:
+            page.push_answer(json.dumps(told).encode(), 2)
+        assert caught.value.code == "answer-malformed"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_number_that_was_never_shown_is_refused() -> None:
             assert "since=0" in exc.hint
             refused += 1
     assert refused > 3980
-    for number in (SHOWN_MAX + 1, 2**63 - 1):
+    for number in (-1, SHOWN_MAX + 1, 2**63 - 1):
         with pytest.raises(PositionError):
             ACME.seq_of(number)
 
@@ -59,22 +59,31 @@ def test_other_namespaces_and_other_homes_have_other_positions() -> None:
     assert positions_of(SECRET, ["b", "a", "b"]) == positions_of(SECRET, ["a", "b"])
 
 
-def test_the_number_that_means_the_begin_stands_for_no_sequence() -> None:
-    """The one sequence whose number would be 0 takes the number that 0 leaves free, and back."""
+@pytest.mark.parametrize(("mask", "seq"), [(5 << 12, 5), (5 << 12 | 1, 5), (0xFFF, 2**40 - 1)])
+def test_every_sequence_has_a_number_also_at_the_ends(mask: int, seq: int) -> None:
+    """The one whose number would be 0, the begin, takes the number that 0 leaves free; and the first and the last."""
 
     class Shifted(Positions):
-        """A permutation under which sequence 5 falls on 0."""
+        """A permutation that is easy to see through."""
 
         __slots__ = ()
 
         def _mixed(self, value: int) -> int:
-            return value ^ (5 << 12)
+            return value ^ mask
 
         _unmixed = _mixed
 
     shifted = Shifted(b"k" * 32)
-    assert [shifted.seq_of(shifted.shown(seq)) for seq in (4, 5, 6)] == [4, 5, 6]
-    assert 0 not in [shifted.shown(seq) for seq in (4, 5, 6)]
+    seqs = [each for each in (seq - 1, seq, seq + 1) if each < 2**40]
+    assert [shifted.seq_of(shifted.shown(each)) for each in seqs] == seqs
+    assert 0 not in [shifted.shown(each) for each in seqs]
+    assert shifted.shown(seq) == {5 << 12: mask, 5 << 12 | 1: 1, 0xFFF: SHOWN_MAX}[mask]
+
+
+@pytest.mark.parametrize("low", [1, 2, 2048, 4095])
+def test_each_of_the_twelve_bits_tells_a_number_that_was_never_shown(low: int) -> None:
+    with pytest.raises(PositionError):
+        ACME.seq_of(ACME._mixed(77 << 12 | low))
 
 
 def test_the_key_is_not_shown() -> None:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.errors import SplError
-from spl.core.identity.did import did_of, multibase
-from spl.core.keys import SecretKey
+from spl.core.identity.did import Chain, did_of, multibase
+from spl.core.keys import SecretKey, b64
 from spl.core.limits import Limits
 from spl.core.record import record, snapshot
 from spl.core.record.record import Envelope, Sig
@@ -51,6 +51,9 @@ def test_a_header_reads_back(instance: str, thread: str, count: int) -> None:
         SnapshotHeader("", "", 0, EMPTY).encode().replace(b"null", b"7", 1),
         SnapshotHeader("", "", 0, EMPTY).encode().replace(b"{", b'{"more":1,'),
         SnapshotHeader("", "", 0, EMPTY).encode().replace(b"{", b'{"chains":[],'),
+        SnapshotHeader("", "", 0, EMPTY).encode()[:-2] + b',"sig":[]}',
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b'"thread":null', b'"thread":7'),
+        SnapshotHeader("", "", 0, EMPTY).encode().replace(b":0,", b':"0",'),
     ],
 )  # fmt: skip
 def test_what_is_no_header_is_refused(raw: bytes) -> None:
@@ -72,6 +75,56 @@ def test_a_line_without_end_is_refused() -> None:
     with pytest.raises(SplError) as caught:
         list(snapshot.cut(endless))
     assert caught.value.code == "snapshot-malformed"
+
+
+def test_a_line_may_have_as_many_bytes_as_allowed() -> None:
+    line = b"x" * snapshot.LINE_BYTES_MAX
+    assert list(snapshot.cut([line])) == list(snapshot.cut([line, b"\n"])) == [line]
+    with pytest.raises(SplError, match="a line is over"):
+        list(snapshot.cut([line, b"x"]))
+
+
+def test_a_header_is_that_of_the_instance_that_signed_it() -> None:
+    chain = Chain(did_of("x", KEY.public), KEY.public)
+    header = SnapshotHeader(chain.did, "th", 3, EMPTY, {"did:y": {}}).signed(KEY)
+    assert header.is_by(chain) is True
+    assert snapshot.header_of(header.encode()[:-1]).is_by(chain) is True
+    other = SecretKey(b"o" * 32)
+    signature = b64(other.sign(b"x"))
+    for changed in (
+        replace(header, count=4), replace(header, thread=""), replace(header, digest="a" * 64),
+        replace(header, chains={}), replace(header, sig={}), replace(header, sig={"key": header.sig["key"]}),
+        replace(header, sig={**header.sig, "value": 7}), replace(header, sig={**header.sig, "value": "!"}),
+        replace(header, sig={**header.sig, "value": signature}), header.signed(other),
+        replace(header, sig={**header.sig, "key": multibase(other.public)}),
+    ):  # fmt: skip
+        assert changed.is_by(chain) is False
+    assert header.is_by(Chain(did_of("y", KEY.public), KEY.public)) is False
+
+
+def test_of_a_damaged_file_each_line_is_used_that_is_a_record_in_a_known_place() -> None:
+    """Behind a line that may have named its namespace, a record has no place that is known."""
+    one, two, place = an_envelope(1).raw, an_envelope(2).raw, snapshot.placement("a")[:-1]
+    cut_place, cut_record = b'{"namespace":7}', one[:-9]
+
+    def used(*lines: bytes) -> list[tuple[int, bytes, str]]:
+        return list(snapshot.sound(lines, LIMITS))
+
+    assert used(one, place, two, one) == [(2, one, ""), (4, two, "a"), (5, one, "")]
+    assert used(cut_record, one) == [(2, b"", ""), (3, one, "")]
+    assert used(place, cut_record, one) == [(3, b"", ""), (4, one, "")]
+    assert used(b"?", one, two) == [(2, b"", ""), (3, b"", ""), (4, two, "")]
+    assert used(cut_place, one, two) == [(2, b"", ""), (3, b"", ""), (4, two, "")]
+    assert used(cut_place, place, one) == [(2, b"", ""), (4, one, "a")]
+    assert used(place, snapshot.placement("b")[:-1], one) == [(4, one, "b")]
+    assert used(one + b" ") == [(2, b"", "")], "the bytes that were signed, and no others"
+
+
+def test_a_record_is_shown_with_its_id_and_its_fields() -> None:
+    one = an_envelope(1)
+    fields = one.record
+    for value in ({"id": one.id, "record": fields, "sig": {}}, {"id": one.id, **fields, "namespace": "a"}):
+        assert snapshot.plain(value) == {"id": one.id, **fields}
 
 
 def test_records_are_read_with_their_ids_checked() -> None:
@@ -133,6 +186,17 @@ def test_a_header_of_too_many_parts_is_refused_before_it_is_built(parts: bytes) 
     assert caught.value.code == "snapshot-malformed"
 
 
+def test_a_header_may_have_as_many_parts_as_allowed() -> None:
+    def header(count: int) -> bytes:
+        return SnapshotHeader("", "", 0, EMPTY, {"a": [{}, *[0] * count]}).encode()[:-1]
+
+    parts = sum(map(header(0).count, (b"[", b"{", b",")))
+    most = snapshot.HEADER_SIGNS_MAX - parts
+    assert len(snapshot.header_of(header(most)).chains["a"]) == most + 1
+    with pytest.raises(SplError, match="parts"):
+        snapshot.header_of(header(most + 1))
+
+
 def test_a_header_of_as_many_chains_as_it_has_room_for_reads_back() -> None:
     """The shortest ones, those of signers that never rotated, have the most parts a byte."""
     one = {"first_key": multibase(KEY.public), "rotations": list[str]()}
@@ -150,9 +214,12 @@ def test_a_line_of_more_parts_than_a_record_has_bytes_is_refused_before_it_is_bu
     fields = record.check(
         {"act": "DO", "actor": "did:sync:user:a", "body": {"l": [[]] * 33_000}, "clock": 1, "thread": "th"}, limits
     )
-    id_, text = record.identify(fields, limits)
-    largest = record.seal(fields, id_, text, Sig("did:x", "zkey", KEY.sign(record.signed_text(id_, None)))).raw
-    assert snapshot.envelope_of(largest, limits).raw == largest
+    text_only = record.check({**fields, "body": {"t": "," * 99_800}}, limits)
+    for each in (fields, text_only):
+        id_, text = record.identify(each, limits)
+        largest = record.seal(each, id_, text, Sig("did:x", "zkey", KEY.sign(record.signed_text(id_, None)))).raw
+        assert snapshot.envelope_of(largest, limits).raw == largest
+    assert len(largest) > limits.record_bytes, "with its signature"
     monkeypatch.setattr(record, "parse", None)
     with pytest.raises(SplError) as caught:
         snapshot.envelope_of(b'{"id":"","record":[' + b"[]," * 60_000 + b"[]]}", limits)
@@ -162,3 +229,7 @@ def test_a_line_of_more_parts_than_a_record_has_bytes_is_refused_before_it_is_bu
 def test_a_line_of_a_namespace_is_short() -> None:
     with pytest.raises(SplError, match="too long"):
         [*snapshot.placed([b'{"namespace":[' + b"[]," * 2_000 + b"[]]}", b"x"])]
+    longest = b'{"namespace":"a"' + b"}".rjust(snapshot.SIG_BYTES_MAX - 16)
+    assert [*snapshot.placed([longest, b"x"])] == [(3, b"x", "a")]
+    with pytest.raises(SplError, match="too long"):
+        [*snapshot.placed([longest + b" ", b"x"])]
