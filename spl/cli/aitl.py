@@ -9,6 +9,7 @@ from ..core.value import Json
 from .command import Command, Group, Shell, arg
 from .out import column, label_of
 from .pair import map_text
+from .paste import place_of
 
 WHY: Final = {"private": "which is private", "missing": "which does not exist", "archived": "which is archived"}
 """Texts for the daemon's reasons to leave a namespace out."""
@@ -34,9 +35,14 @@ def _list(args: Namespace, shell: Shell) -> int:
         [row[: len(titles)] for row in rows],
         below=[f"key: {item['words']}" for item in requests],
         keep=("ID", "STATUS"),
-        none="nothing waits for a decision",
+        none="" if requests else f"nothing waits for a decision at {_asked(shell)}",
     )
     return 0
+
+
+def _asked(shell: Shell) -> str:
+    """Return which daemon was asked, for one who meant another."""
+    return f"{label_of(shell.ctl.instance() or 'an instance without identity')} ({place_of(shell)})"
 
 
 def _show(args: Namespace, shell: Shell) -> int:
@@ -131,7 +137,7 @@ _ID: Final = arg("id", metavar="ID", help="request id, a unique prefix of one, o
 TREE: Final = (
     Group(
         "aitl",
-        "AITL means approval in the loop: requests that wait until a person decides. `spl decisions` is the same.\n"
+        "AITL means approval in the loop: requests that wait until a person decides. `spl decisions` means the same.\n"
         "A pair request names the peer, the six words of its key and what would be shared.",
         "spl aitl list",
         (
@@ -161,8 +167,9 @@ TREE: Final = (
                 (
                     _ID,
                     arg("--namespace", action="append", metavar="N",
-                        help="agree to exactly this requested namespace, also a private one; repeatable"),
-                    arg("--without-maps", action="store_true", help="agree to none of the maps"),
+                        help="agree to exactly this requested namespace, also a private one; repeatable (default: "
+                             "the requested ones that are marked as shared here)"),
+                    arg("--without-maps", action="store_true", help="agree to none of the maps, which `show` lists"),
                 ),
             ),
             Command(

@@ -26,6 +26,8 @@ FOUND_PROBLEMS: Final = 3
 INTERRUPTED: Final = 130
 """Exit codes that are not those of an error."""
 _SAYS_WHERE: Final = ("SPL_SERVE_URL", "SYNCROPEL_HOME", "STATE_DIRECTORY")
+CONTEXTS: Final = "spl/contexts.json"
+"""The user's file of contexts, below the folder of configurations."""
 VALUED: Final = frozenset({"-o", "--output", "--home", "--context"})
 """The common options that take a value; they may stand before the command too."""
 
@@ -171,6 +173,8 @@ class Command(NamedTuple):
     args: tuple[Arg, ...] = ()
     result: bool = True
     """Whether it prints a result, whose form `-o` sets."""
+    whose: str = "any"
+    """What it works on: "any" daemon, a "home" of this machine, or "nobody"; its help names no option beyond that."""
 
 
 class Group(NamedTuple):
@@ -221,7 +225,11 @@ def duration(low_ms: int = 0, high_ms: int = DURATION_MS_MAX) -> Callable[[str],
 SEQ_MAX: Final = 2**53 - 1
 
 SINCE: Final = arg(
-    "--since", type=number(0, SEQ_MAX), default=0, metavar="SEQ", help="only those after this sequence number"
+    "--since",
+    type=number(0, SEQ_MAX),
+    default=0,
+    metavar="SEQ",
+    help="only those after this number of column SEQ (default: 0)",
 )
 PAIR: Final = arg("pair", metavar="PAIR", help="pair id, a unique prefix of one, or the peer's label or DID")
 NAME: Final = arg("name", metavar="NAME", help="the rule's name")
@@ -229,7 +237,7 @@ NAME: Final = arg("name", metavar="NAME", help="the rule's name")
 
 def limit(default: int) -> Arg:
     """Return the argument --limit of a list that is read page by page."""
-    return arg("--limit", type=number(1, SEQ_MAX), default=default, metavar="N", help=f"at most N (default {default})")
+    return arg("--limit", type=number(1, SEQ_MAX), default=default, metavar="N", help=f"at most N (default: {default})")
 
 
 def parser_of(command: Command) -> Parser:
@@ -247,15 +255,24 @@ def parser_of(command: Command) -> Parser:
     for each in command.args:
         choices.get(each.choice, parser).add_argument(*each.names, **each.settings)
     common = parser.add_argument_group("common options")
-    whose = common.add_mutually_exclusive_group()
-    whose.add_argument("--home", metavar="DIR", help="home folder (SYNCROPEL_HOME, default ~/.syncro)")
-    whose.add_argument("--context", metavar="NAME", help="ask the daemon of a context (SPL_CONTEXT)")
+    # argparse cannot print a choice of which a part is hidden
+    whose = common.add_mutually_exclusive_group() if command.whose == "any" else common
+    home, context = "home folder (SYNCROPEL_HOME, default ~/.syncro)", "ask the daemon of a context (SPL_CONTEXT)"
+    whose.add_argument("--home", metavar="DIR", help=argparse.SUPPRESS if command.whose == "nobody" else home)
+    whose.add_argument("--context", metavar="NAME", help=context if command.whose == "any" else argparse.SUPPRESS)
     if command.result:
-        common.add_argument("-o", "--output", choices=FORMS, default="table", help="form of the result (default table)")
+        forms = f"form of the result: {', '.join(FORMS[:-1])} or {FORMS[-1]} (default: table)"
+        common.add_argument("-o", "--output", metavar="FORM", choices=FORMS, default="table", help=forms)
         common.add_argument("-q", "--quiet", action="store_true", help="print no hints and notes on stderr")
-        common.add_argument("-v", "--verbose", action="store_true", help="print each step on stderr")
+        common.add_argument("-v", "--verbose", action="store_true", help="print each request to the daemon on stderr")
     common.add_argument("-h", "--help", action="store_true", help="show this page")
     return parser
+
+
+def actions_of(command: Command) -> list[argparse.Action]:
+    """Return the arguments that the help of a command names, common options included."""
+    actions = parser_of(command)._actions  # argparse has no public list of them
+    return [each for each in actions if each.help != argparse.SUPPRESS]
 
 
 def _page(prog: str) -> argparse.HelpFormatter:
@@ -285,7 +302,7 @@ def help_of(entry: Command | Group) -> str:
 
 def gist(concept: str) -> str:
     """Return the first part of a concept, up to a full stop, colon or semicolon, on one line."""
-    return re.split(r"[.:;](?:\s|\Z)", concept, maxsplit=1)[0] + "."
+    return re.split(r"[.:;](?:\s|\Z)", concept, maxsplit=1)[0].replace("\n", " ") + "."
 
 
 def indented(text: str) -> str:
@@ -296,7 +313,7 @@ def indented(text: str) -> str:
 def path_of_contexts(env: Mapping[str, str]) -> str:
     """Return the path of the user's file of contexts."""
     folder = env.get("XDG_CONFIG_HOME") or os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
-    return os.path.join(folder, "spl", "contexts.json")
+    return os.path.join(folder, CONTEXTS)
 
 
 def _absolute(home: str, env: Mapping[str, str]) -> str:

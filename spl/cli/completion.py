@@ -11,18 +11,21 @@ from typing import Final, NamedTuple
 
 from ..core.errors import CODES
 from ..core.version import PAIR_NAMES
-from .command import Command, Group, Shell, arg, gist, parser_of
+from .command import CONTEXTS, Command, Group, Shell, actions_of, arg, gist
 
 SHELLS: Final = ("bash", "zsh", "fish")
 ANY: Final = "any"
 FILE: Final = "file"
 PAIR: Final = "pair"
+CONTEXT: Final = "context"
 
 _FILES: Final = frozenset({"FILE", "PATH", "DIR"})
+_ALWAYS: Final = frozenset({"--home", "--context", "--output"})
+"""Options that mean the same in every command, and before it."""
 
 
 class Word(NamedTuple):
-    """What may stand at one place: `kind` is one of the three above, or the words themselves."""
+    """What may stand at one place: `kind` is one of the four above, or the words themselves."""
 
     kind: str
     repeats: bool = False
@@ -59,18 +62,19 @@ def lines_of(shell: Shell) -> tuple[dict[str, str], dict[str, CommandLine]]:
 
 
 def _line(command: Command, explained: Iterable[str]) -> CommandLine:
-    actions = parser_of(command)._actions  # argparse has no public list of them
+    actions = actions_of(command)
     options = tuple(
         Option(tuple(each.option_strings), "" if each.nargs == 0 else _kind(each), str(each.help or ""))
         for each in actions
         if each.option_strings
     )
+    named = {"help": " ".join(explained), "context select": CONTEXT, "context remove": CONTEXT}
     places = tuple(
-        Word(" ".join(explained) if command.name == "help" else _kind(each), each.nargs in ("*", "+"))
+        Word(named.get(command.name) or _kind(each), each.nargs in ("*", "+"))
         for each in actions
         if not each.option_strings
     )
-    return CommandLine(gist(command.concept).replace("\n", " ").replace("`", ""), options, places)
+    return CommandLine(gist(command.concept).replace("`", ""), options, places)
 
 
 def _kind(action: Action) -> str:
@@ -96,7 +100,7 @@ def _find(nouns: Mapping[str, str], lines: Mapping[str, CommandLine]) -> str:
         values += [
             f"    {'|'.join(_quoted(f'{key} {name}') for name in option.names)}) spl_kind={_quoted(option.value)} ;;"
             for option in line.options
-            if option.value and "--home" not in option.names and "--output" not in option.names
+            if option.value and not _ALWAYS & {*option.names}
         ]
         for at, word in enumerate(line.places):
             pattern = f"'{key} '*" if word.repeats else f"'{key} {at}'"
@@ -106,7 +110,7 @@ def _find(nouns: Mapping[str, str], lines: Mapping[str, CommandLine]) -> str:
     text = _SHARED
     for mark, rows in (("OPTIONS", options), ("VALUES", values), ("PLACES", places), ("VERBS", groups)):
         text = text.replace(f"@{mark}@", "\n".join(rows))
-    return text.replace("@NOUNS@", " ".join(nouns)).replace("@NAMES@", PAIR_NAMES)
+    return text.replace("@NOUNS@", " ".join(nouns)).replace("@NAMES@", PAIR_NAMES).replace("@CONTEXTS@", CONTEXTS)
 
 
 def _fish(nouns: Mapping[str, str], lines: Mapping[str, CommandLine]) -> str:
@@ -123,7 +127,7 @@ def _fish(nouns: Mapping[str, str], lines: Mapping[str, CommandLine]) -> str:
             f"    case {' '.join(_fish_quoted(f'{key} {name}') for name in option.names)}\n"
             f"      set -g __spl_kind {_fish_quoted(option.value)}"
             for option in line.options
-            if option.value and "--home" not in option.names and "--output" not in option.names
+            if option.value and not _ALWAYS & {*option.names}
         ]
         for at, word in enumerate(line.places):
             pattern = f"{key} {'*' if word.repeats else at}"
@@ -131,6 +135,7 @@ def _fish(nouns: Mapping[str, str], lines: Mapping[str, CommandLine]) -> str:
     groups = [f"    case {noun}\n      printf '%s\\t%s\\n' {' '.join(found)}" for noun, found in verbs.items()]
     first = " ".join(f"{noun} {_fish_quoted(summary)}" for noun, summary in nouns.items())
     text = _FISH.replace("@NOUNS@", first).replace("@GROUPS@", " ".join(verbs)).replace("@NAMES@", PAIR_NAMES)
+    text = text.replace("@CONTEXTS@", CONTEXTS)
     for mark, rows in (("OPTIONS", options), ("VALUES", values), ("PLACES", places), ("VERBS", groups)):
         text = text.replace(f"@{mark}@", "\n".join(rows))
     return text
@@ -193,6 +198,17 @@ _spl_find() {
         while read -r word; do spl_words+=("$word"); done < "$word"
       fi
       ;;
+    context)
+      spl_kind=words
+      word=${XDG_CONFIG_HOME:-$HOME/.config}/@CONTEXTS@
+      if [[ -r $word ]]; then
+        while IFS= read -r word; do
+          [[ $word == '    "'*'": {' ]] || continue
+          word=${word%'"'*}
+          spl_words+=("${word:5}")
+        done < "$word"
+      fi
+      ;;
     words | file | any) ;;
     *)
       word=$spl_kind spl_kind=words
@@ -222,6 +238,7 @@ _spl_value() {
   case $1 in
     *' -o' | *' --output') spl_kind='table wide json jsonl' ;;
     *' --home') spl_kind=home ;;
+    *' --context') spl_kind=context ;;
 @VALUES@
   esac
 }
@@ -261,6 +278,12 @@ _ZSH: Final = """\
 _spl() {
   local spl_kind spl_home
   local -a spl_words
+  local MATCH MBEGIN MEND
+  local -a match mbegin mend
+  if [[ $LBUFFER =~ '(^|[ ;&|])SYNCROPEL_HOME=([^ ]+) +spl ' ]]; then
+    local SYNCROPEL_HOME=${match[2]}
+    [[ $SYNCROPEL_HOME == "~/"* ]] && SYNCROPEL_HOME=$HOME/${SYNCROPEL_HOME#"~/"}
+  fi
   _spl_find "${words[CURRENT]}" "${(@)words[2,CURRENT-1]}"
   if [[ $spl_kind == file ]]; then
     _files
@@ -285,6 +308,11 @@ function __spl_complete
   set -l home $HOME/.syncro
   set -q SYNCROPEL_HOME; and set home $SYNCROPEL_HOME
   set -l words (commandline -opc)
+  while string match -q -- '*=*' "$words[1]"
+    string match -q -- 'SYNCROPEL_HOME=*' "$words[1]"
+    and set home (string replace -- 'SYNCROPEL_HOME=' '' "$words[1]" | string replace -r '^~(?=/)' $HOME)
+    set -e words[1]
+  end
   set -e words[1]
   for word in $words
     if test -n "$value"
@@ -325,6 +353,11 @@ function __spl_complete
       while read -l name
         echo $name
       end < $home/@NAMES@
+    case context
+      set -l folder $HOME/.config
+      set -q XDG_CONFIG_HOME; and set folder $XDG_CONFIG_HOME
+      test -r $folder/@CONTEXTS@; or return
+      string replace -rf '^    "(.*)": \\{$' '$1' < $folder/@CONTEXTS@
     case '*'
       string split ' ' -- $__spl_kind
   end
@@ -346,6 +379,8 @@ function __spl_value
       set -g __spl_kind 'table wide json jsonl'
     case '* --home'
       set -g __spl_kind home
+    case '* --context'
+      set -g __spl_kind context
 @VALUES@
   end
 end
@@ -368,10 +403,12 @@ TREE: Final = (
     Command(
         "completion",
         "Prints the script that completes commands, options, choices and names of pairs in a shell.\n"
-        "The script is static: no process and no network at TAB.",
+        "The script is static: no process and no network at TAB. bash does not show it an assignment before the\n"
+        "command (SYNCROPEL_HOME=DIR spl ...): there, names of pairs are those of DIR after --home DIR or an export.",
         "source <(spl completion bash)",
         _completion,
         (arg("shell", choices=SHELLS, help="bash, zsh or fish"),),
         result=False,
+        whose="nobody",
     ),
 )

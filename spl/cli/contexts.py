@@ -68,8 +68,23 @@ class Context:
                 raise UsageError("usage", f"{self.url[:80]} is not ssh:[USER@]HOST[:PORT]")
             return Where(name, host="127.0.0.1", port=port, authority=f"127.0.0.1:{port}", ssh=found[1])
         if not self.url.startswith(("https://", "http://")):
-            raise UsageError("usage", f"the URL of a daemon is {_FORMS}")
+            raise UsageError("usage", f"the URL of a daemon is {_FORMS}", hint=self._likely())
         return replace(at_url(self.url, self.ca_file, "the URL"), name=name)
+
+    def _likely(self) -> str:
+        """Return the command with a scheme, if that is all that the URL lacks: http to this machine, else https."""
+        for url in (f"http://{self.url}", f"https://{self.url}"):
+            with suppress(CtlError):
+                at_url(url)
+                by_ssh = f"; through ssh, if it has no TLS: {self._added('ssh:HOST')}" if url[4] == "s" else ""
+                return f"with its scheme: {self._added(url)}{by_ssh}"
+        return ""
+
+    def _added(self, url: str, more: str = "") -> str:
+        """Return the command that names this context by a URL."""
+        files = (("--token-file", self.token_file), ("--ca-file", self.ca_file))
+        given = "".join(f" {option} {quote(path)}" for option, path in files if path)
+        return f"spl context add {self.name} --url {quote(url)}{given}{more}"
 
     def _token(self) -> str:
         if not self.token_file:
@@ -91,11 +106,11 @@ class Context:
         It replaces the one in the file, so it also gets what that holds, which only its daemon knows, and what
         `status` needs: otherwise the next command would ask for yet another one.
         """
-        file, more = self.token_file or "FILE", f" --ca-file {quote(self.ca_file)}" if self.ca_file else ""
+        file = self.token_file or "FILE"
         scopes = scope if scope == "admin" else ",".join(dict.fromkeys(("status:read", scope)))
         present = ", with the scopes of the present token as well" if self.token_file and scopes != scope else ""
         mint = f"on its machine{present}: spl token mint --scopes {scopes}; put its token into {quote(file)}"
-        named = f"spl context add {self.name} --url {quote(self.url)} --token-file {quote(file)}{more} --replace"
+        named = self._added(self.url, " --token-file FILE --replace")
         return mint if self.token_file else f"{mint}, then here: {named}"
 
 
@@ -251,9 +266,11 @@ def fleet(args: Namespace, shell: Shell) -> int:
         store(replace(now, named={n: replace(c, seen_at=seen.get(n, c.seen_at)) for n, c in now.named.items()}))
     if not shell.out.data("spl.fleet/1", rows, lambda: None):
         shell.out.table(
-            ("CONTEXT", "REACHABLE", "PAIRS", "ATTENTION", "SEEN", "INSTANCE OR ERROR"),
-            [_cells(row, shell) for row in rows], keep=("CONTEXT", "REACHABLE", "ATTENTION"),
+            ("CONTEXT", "REACHABLE", "PAIRS", "ATTENTION", "SEEN", "INSTANCE"), [_cells(row, shell) for row in rows],
+            below=[_why(row) for row in rows], keep=("CONTEXT", "REACHABLE", "ATTENTION"),
         )  # fmt: skip
+        if silent := [row["context"] for row in rows if row["reachable"] != OK]:
+            shell.out.hint(f"hint: what to do about it: spl status --context {silent[0]}")
     wrong = any(row["reachable"] != OK or (args.check and row["attention"]) for row in rows)
     return FOUND_PROBLEMS if wrong else 0
 
@@ -261,13 +278,19 @@ def fleet(args: Namespace, shell: Shell) -> int:
 def _cells(row: Mapping[str, Any], shell: Shell) -> tuple[str, ...]:
     seen = shell.out.ago(row["answered_at"] or row["seen_at"])
     if row["reachable"] != OK:
-        return row["context"], row["reachable"], "-", "-", seen, f"{row['error']} [{row['code']}]"
+        return row["context"], row["reachable"], "-", "-", seen, "-"
     pairs, wrong = row["pairs"], row["attention"]
     total, active = pairs.get("total", 0) - pairs.get("revoked", 0), pairs.get("active", 0)
     return (
         row["context"], OK, f"{active}/{total} active", ", ".join(dict.fromkeys(wrong)) or "-", seen,
         f"{row['did'] or 'no identity'}, spl {row['version']}",
     )  # fmt: skip
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    """Return why a daemon did not answer, without the name that its row begins with; "" if it did."""
+    said = str(row["error"]).replace(f" (context {row['context']})", "")
+    return "" if row["reachable"] == OK else f"{said} [{row['code']}]"
 
 
 def ask_all(
@@ -370,27 +393,33 @@ TREE: Final = (
                 (
                     _NAME_ARG,
                     arg("--url", required=True, metavar="URL", help=_FORMS),
-                    arg("--token-file", metavar="FILE", help="the file that holds a token for it"),
-                    arg("--ca-file", metavar="FILE", help="authorities to trust instead of the system's"),
-                    arg("--replace", action="store_true", help="change the context of this name"),
+                    arg("--token-file", metavar="FILE",
+                        help="a file with a token that `spl token mint` printed there (for unix: none is needed)"),
+                    arg("--ca-file", metavar="FILE",
+                        help="certificates of a private authority (default: the system's)"),
+                    arg("--replace", action="store_true", help="change the context if there is one of this name"),
                 ),
+                whose="nobody",
             ),
-            Command("context ls", "Lists the contexts. None of them is dialled.", "spl context ls", _list),
+            Command("context ls", "Lists the contexts. None of them is dialled.", "spl context ls", _list,
+                    whose="nobody"),
             Command(
                 "context select",
                 "Makes commands that name no daemon ask this one. `spl context none` takes it back.",
                 "spl context select hub",
                 _select,
                 (_NAME_ARG,),
+                whose="nobody",
             ),
             Command(
                 "context none",
                 "Selects no context. Commands ask the daemon of the home again.",
                 "spl context none",
                 _none,
+                whose="nobody",
             ),
             Command("context remove", "Removes a context. The file of its token stays.", "spl context remove hub",
-                    _remove, (_NAME_ARG,)),
+                    _remove, (_NAME_ARG,), whose="nobody"),
         ),
     ),
 )  # fmt: skip

@@ -281,8 +281,8 @@ TREE: Final = (
                 "spl debug thread-diff /tmp/local-pairs.snap.jsonl /tmp/bob-pairs.snap.jsonl",
                 _thread_diff,
                 (
-                    arg("a", metavar="A", help="record id (16 characters of it do), thread id or snapshot file"),
-                    arg("b", metavar="B", help="the same of the other side"),
+                    arg("a", metavar="A", help="ours: record id (16 characters of it do), thread id or snapshot file"),
+                    arg("b", metavar="B", help="what to compare it with, mostly the other side's: the same forms"),
                     arg("--from", action="append", default=[], dest="files", metavar="FILE",
                         help="search this snapshot for record ids before asking the daemon; repeatable"),
                 ),

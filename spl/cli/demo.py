@@ -147,5 +147,6 @@ TREE: Final = (
         "spl demo",
         _demo,
         result=False,
+        whose="nobody",
     ),
 )

@@ -97,6 +97,8 @@ TREE: Final = (
     Command(
         "doctor",
         "Checks the daemon, or the whole path to a pair's peer and back; prints each problem with its next step.\n"
+        "Without PAIR: process, store, disk, identity, sinks, what is published and our rules, and a line for each\n"
+        "pair; if no daemon runs, why not.\n"
         "Checks that another problem explains are skipped; exit code 3 means that there are problems.",
         "spl doctor",
         _doctor,

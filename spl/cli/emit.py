@@ -156,15 +156,21 @@ def _row(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 _PRINTS: Final = (
     "A record is signed and cannot be changed or deleted; a thread collects the records that belong together.\n"
-    'Prints id, thread and clock. The body is {"kind": "core.<act>", "text": TEXT}, plus --namespace and --body.'
+    "intend, do, know and learn differ in the act alone. Prints id, thread and clock.\n"
+    'The body is {"kind": "core.<act>", "text": TEXT}, plus --namespace and --body.'
 )
 _SAY_ARGS: Final = (
-    arg("text", help="the text of the record; becomes body.text"),
-    arg("--thread", metavar="TH", help="thread id (default: a new one, which is printed)"),
+    arg("text", metavar="TEXT", help="the text of the record, in quotes; becomes body.text"),
+    arg("--thread", metavar="TH", help="thread id, any text such as th_release (default: a new one, which is printed)"),
     arg("--actor", metavar="DID", help="the author (default: did:sync:user:<login>)"),
-    arg("--body", metavar="JSON", help="an object merged over the body"),
-    arg("--clock", type=number(0, 2**63 - 1), metavar="N", help="clock of the actor in the thread (default: the next)"),
-    arg("--namespace", metavar="N", help="namespace of the record (default: default)"),
+    arg("--body", metavar="JSON", help="an object whose members are added to the body, or replace its own"),
+    arg(
+        "--clock",
+        type=number(0, 2**63 - 1),
+        metavar="N",
+        help="number of the record among those of the actor in the thread (default: the next free one)",
+    ),
+    arg("--namespace", metavar="N", help="namespace of the record (default: the one named default)"),
 )
 
 TREE: Final = (

@@ -213,7 +213,7 @@ def _path(args: Namespace) -> str:
     return f"{PAIRS}/{quote(args.pair)}"
 
 
-_EXPRESSION: Final = arg("expression", metavar="EXPRESSION", nargs="?", help="true for the records to send")
+_EXPRESSION: Final = arg("expression", metavar="EXPRESSION", nargs="?", help="true for what to send")
 
 
 def _command(verb: str, concept: str, example: str, run: Run, *args: Arg) -> Command:
@@ -241,7 +241,8 @@ TREE: Final = (
             _command(
                 "show",
                 "Shows a pair in full: cursors and lag of both directions, manifest, keys, token ids, transitions.\n"
-                "The text of a token is never shown after it was issued.",
+                "last_sync_cursor is our position in the peer's log: clock counts the records up to it that the pair\n"
+                "shares. Manifests (7 days) and tokens (90 days) renew by themselves, long before they expire.",
                 "",
                 _show,
             ),
@@ -260,7 +261,8 @@ TREE: Final = (
                 "If intake was paused because the peer brought in its bytes of a day, it may bring in as many again.",
                 "",
                 _resume,
-                arg("--resync", action="store_true", help="read everything from the start again and wait for it"),
+                arg("--resync", action="store_true",
+                    help="read everything from the start now, and end once that is done; known records are skipped"),
             ),
             _command(
                 "revoke",
@@ -269,8 +271,9 @@ TREE: Final = (
                 "pair; what was written meanwhile crosses it only with `spl federation pair URL --backfill`.",
                 " --reason 'laptop sold'",
                 _revoke,
-                arg("--reason", help="kept in the history of the pair"),
-                arg("--block", action="store_true", help="refuse what the peer signed, also through hubs"),
+                arg("--reason", help="a text of yours for the history of the pair; the peer gets it too"),
+                arg("--block", action="store_true",
+                    help="also refuse from now on what the peer signed, also from hubs; pairing again lifts that"),
             ),
             _command(
                 "refresh",
@@ -281,7 +284,8 @@ TREE: Final = (
                 "",
                 _refresh,
                 arg("--url", metavar="URL", help="the peer's new address"),
-                arg("--expect-key", metavar="KEY", help="the peer's key, from its owner: six words or multibase"),
+                arg("--expect-key", metavar="KEY",
+                    help="the peer's key, as its owner says it: its six words, quoted, or in full"),
             ),
             _command(
                 "set-token",
@@ -309,7 +313,7 @@ TREE: Final = (
                 _set_carrier,
                 arg("url", metavar="URL|none", help="nats://HOST:PORT or tls://HOST:PORT; none: no engine"),
                 arg("--creds", metavar="FILE", help="the user's .creds or nkey seed file, read at each connection"),
-                arg("--ca", metavar="FILE", help="certificate of a private authority"),
+                arg("--ca", metavar="FILE", help="certificates of a private authority (default: the system's)"),
             ),
             _command(
                 "set-poll-interval",
@@ -330,23 +334,24 @@ TREE: Final = (
             ),
             _command(
                 "thread-allow",
-                "Narrows what the peer receives to the threads named here and to records that pass the thread-rule.\n"
-                "Without either, everything that the pair shares is sent. It applies at once and recalls nothing.",
+                "Narrows what the peer receives: a record is sent if its thread is named here, or thread-rule holds\n"
+                "of it. Without either, all that the pair shares is sent. It applies at once and recalls nothing.",
                 " th_tasks th_release",
                 _thread_allow,
-                arg("thread", metavar="THREAD", nargs="*", help="a thread to send; repeatable"),
-                arg("--remove", action="store_true", help="remove these threads from the list"),
-                arg("--clear", action="store_true", help="empty the list: without a rule everything is sent again"),
+                arg("thread", metavar="THREAD", nargs="*", help="a thread id; these are added to the list"),
+                arg("--remove", action="store_true", help="take these threads from the list instead"),
+                arg("--clear", action="store_true", help="empty the list; without a thread-rule everything is sent"),
             ),
             _command(
                 "thread-rule",
-                "Narrows what the peer receives to records that pass the expression, and to the allowed threads.\n"
+                "Narrows what the peer receives: a record is sent if the expression holds of it, or thread-allow\n"
+                "names its thread. Without either, everything that the pair shares is sent.\n"
                 "Its facts are record.thread, .actor, .act, .namespace, .data_type, .kind and .voucher, all texts;\n"
                 "spl config add-permission-rule --help explains the language. A rule that fails counts as false.",
                 " 'record.thread.startsWith(\"th_public_\")'",
                 _thread_rule,
                 _EXPRESSION,
-                arg("--clear", action="store_true", help="remove the rule: without allowed threads everything is sent"),
+                arg("--clear", action="store_true", help="remove the rule; without allowed threads everything is sent"),
             ),
             *grants.COMMANDS,
             verify.COMMAND,

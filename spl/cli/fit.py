@@ -25,7 +25,8 @@ PAGE_CHARS: Final = 40
 
 _NARROW_CHARS: Final = 8
 HOME_DEFAULT: Final = "~/.syncro"
-_COMMAND: Final = re.compile(r"(?<=: )(?=(?:SYNCROPEL_HOME=|spl [a-z]))")
+COMMAND: Final = re.compile(r"(?=(?:SYNCROPEL_HOME=|spl [a-z]))")
+_COMMAND: Final = re.compile(f"(?<=: ){COMMAND.pattern}")
 """Where a text ends and the command begins that it recommends."""
 
 

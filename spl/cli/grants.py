@@ -181,7 +181,8 @@ COMMANDS: Final = (
             arg("--namespace", required=True, metavar="N", help="our namespace to share"),
             arg("--maps", metavar="N,PEER_N", help="our name and the peer's name for it (default: the same name)"),
             arg("--hash-level", metavar="LEVEL", choices=("L0", "L1", "L2", "L3"),
-                help="L0 exact, L1 structural, L2 flow, L3 shapes (default: L1; L0 if both names are the same)"),
+                help="what the peer sees: L0 the records, L1 to L3 ever less of them, as `spl help consent` says "
+                     "(default: L1; L0 if both names are the same)"),
         ),
     ),
     Command(

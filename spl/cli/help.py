@@ -97,10 +97,16 @@ TREE: Final = (
         "spl help pairs\nspl help daemon-down",
         _help,
         (
-            arg("topic", nargs="*", help="the words of a command, a topic, an error code, `topics` or `codes`"),
+            arg(
+                "topic",
+                nargs="*",
+                metavar="TOPIC",
+                help="the words of a command, a topic, an error code, `topics` or `codes`",
+            ),
             arg("--man", metavar="FOLDER", help="write a page for man(1) about each command into a folder"),
         ),
         result=False,
+        whose="nobody",
     ),
     Command(
         "version",
@@ -108,5 +114,6 @@ TREE: Final = (
         "which differs after an upgrade until the daemon is restarted.",
         "spl version",
         _version,
+        whose="nobody",
     ),
 )

@@ -12,7 +12,7 @@ from .client import CtlError
 from .command import Command, Group, Shell, UsageError, arg
 from .out import Out
 
-LABEL: Final = arg("--label", help="name inside the DID, [a-z0-9-]{1,32} (default: the host name)")
+LABEL: Final = arg("--label", help="name inside the DID: 1 to 32 of a-z, 0-9 and - (default: the host name)")
 """Also an argument of `spl init`."""
 
 _NOT_FOUND: Final = 6

@@ -41,5 +41,6 @@ TREE: Final = (
             LABEL,
             arg("--new-log", action="store_true", help="begin an empty log for an identity whose log is lost"),
         ),
+        whose="home",
     ),
 )

@@ -231,8 +231,9 @@ TREE: Final = (
         (
             arg("filters", nargs="*", metavar="KEY=VALUE", help="only lines with this value; level means at least"),
             arg("-n", "--lines", type=number(0, LINES_MAX), default=LINES_DEFAULT, metavar="N",
-                help=f"number of lines (default {LINES_DEFAULT})"),
+                help=f"number of lines (default: {LINES_DEFAULT})"),
             arg("-f", "--follow", action="store_true", help="print new lines as they are written, until Ctrl-C"),
         ),
+        whose="home",
     ),
 )  # fmt: skip

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from io import BufferedIOBase
 from textwrap import wrap
@@ -73,8 +74,17 @@ _STOP: Final = "Ctrl-C in the terminal of the daemon ends it, and so does SIGTER
 _MEANT: Final[Mapping[str, str]] = {
     "stop": _STOP, "restart": f"{_STOP}; then: spl serve", "start": "spl serve", "run": "spl serve",
     "unpair": "spl federation revoke PAIR", "connect": "spl federation pair URL",
+    "pairs": "spl federation list", "peers": "spl federation list", "backup": "spl thread snapshot --all > FILE",
 }  # fmt: skip
 """What people try that have used other daemons."""
+_SAME: Final[Mapping[str, str]] = {"ls": "list", "list": "ls"}
+_VERBS: Final[Mapping[str, str]] = {
+    "remove": "remove revoke delete", "rm": "remove revoke delete", "delete": "remove revoke delete archive",
+    "add": "add create mint pair grant", "create": "add mint pair", "new": "create mint add pair", "mint": "add create",
+    "status": "list ls show", "info": "show", "get": "show", "describe": "show", "stop": "pause", "start": "resume",
+    "accept": "approve", "deny": "reject", "use": "select", "unpair": "revoke", "connect": "pair",
+}  # fmt: skip
+"""Words that other programs use -> the verbs here, of which those of the noun are meant."""
 _BROKEN_PIPE = 141
 _BEGINNING_CHARS = 3
 
@@ -130,7 +140,7 @@ def find(argv: list[str]) -> tuple[Command | Group | None, list[str]]:
     if verb is None:
         return entry, before + between
     for command in entry.commands:
-        if command.name in (f"{noun} {verb}", f"{noun} ls" if verb == "list" else ""):
+        if command.name in (f"{noun} {verb}", f"{noun} {_SAME.get(verb, verb)}"):
             return command, before + between + rest
     raise _unknown(f"{noun} {verb}")
 
@@ -168,23 +178,31 @@ def _run(argv: list[str], env: Mapping[str, str], stdin: BufferedIOBase, out: Ou
     try:
         return entry.run(args, shell)
     except SplError as exc:
-        # The daemon's next step names the pair that the command was given, so that it can be pasted.
-        exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: getattr(args, "pair", None) or "PAIR_ID", exc.hint)
-        if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
-            hint: str = load("cli.client").stopped_hint(int(str(pid)))
-            exc.hint = hint or f"for another home: export SYNCROPEL_HOME=DIR; to stop the one that runs: kill {pid}"
-        if exc.hint == CODES["pair-revoked"].fix and getattr(args, "pair", None):
-            exc.hint = f"why, and how to pair again: spl federation show {args.pair}"
-        if entry.name == "federation pair" and exc.code in ("url-invalid", "connect"):
-            exc.hint = re.sub(": (?=https?://)", ": spl federation pair ", exc.hint)
-        if exc.code in ("auth-required", "auth-invalid", "scope-forbidden") and shell.context is not None:
-            exc.hint = shell.context.token_step(str(exc.facts.get("scope") or "status:read"))
-        load("cli.paste").with_start(exc, shell)
+        _fill(exc, entry, args, shell)
         raise
     except (KeyError, TypeError, AttributeError) as exc:
         if not shell.distant:
             raise  # the daemon of this home is of our own version: a defect, to be seen whole
         raise _of_another_form(exc) from exc
+
+
+def _fill(exc: SplError, entry: Command, args: Namespace, shell: Shell) -> None:
+    """Put into the next step of an error what this command line knows, so that it can be pasted."""
+    pair = getattr(args, "pair", None)
+    exc.hint = re.sub(r"\bPAIR_ID\b", lambda _: pair or "PAIR_ID", exc.hint)
+    if exc.code == "store-locked" and str(pid := exc.facts.get("pid", "")).isdigit():
+        hint: str = load("cli.client").stopped_hint(int(str(pid)))
+        exc.hint = hint or f"for another home: export SYNCROPEL_HOME=DIR; to stop the one that runs: kill {pid}"
+    if exc.hint == CODES["pair-revoked"].fix and pair:
+        exc.hint = f"why, and how to pair again: spl federation show {pair}"
+    if entry.name == "federation pair" and exc.code in ("url-invalid", "connect", "tls-chain"):
+        exc.hint = re.sub(": (?=https?://)", ": spl federation pair ", exc.hint)
+    if exc.code in ("auth-required", "auth-invalid", "scope-forbidden") and shell.context is not None:
+        lacks = "status:read" if "status:read" in exc.message else exc.facts.get("scope")  # of several the least
+        exc.hint = shell.context.token_step(str(lacks or "status:read"))
+    if exc.code in ("pair-unknown", "not-found") and (named := pair or getattr(args, "id", None)):
+        exc.hint = load("cli.paste").own_name(shell, named) or exc.hint
+    load("cli.paste").with_start(exc, shell)
 
 
 def _of_another_form(exc: Exception) -> SplError:
@@ -287,8 +305,9 @@ def _unknown(words: str, verb: str = "") -> UsageError:
 
     A verb without its noun is near (`pair` means `federation pair`), a misspelt one less so than a misspelt noun; the
     beginning of a noun (`fed`) is as near as one wrong letter.  Of equally near ones the first of `spl help` is named.
-    If a noun is near, `verb` is the word that was given after it.  A verb after the wrong noun (`federation sync`)
-    means the only command that ends with it.
+    If a noun is near, `verb` is the word that was given after it.  Another program's verb means that of the noun, a
+    part (`federation mode`) the only one that has it, and a verb after the wrong noun (`federation sync`) the only
+    command that ends with it.
     """
     names = list(PLACES)
     for noun in [noun for noun, place in PLACES.items() if place.group]:
@@ -297,27 +316,32 @@ def _unknown(words: str, verb: str = "") -> UsageError:
         names += [command.name for command in group.commands]
     if words in _MEANT:
         return UsageError("usage", f"unknown command '{words}'", hint=_MEANT[words])
-    last = words.rpartition(" ")[2]
-    ends = [name for name in names if " " in words and last in (name, name.rpartition(" ")[2])]
-    if len(ends) == 1:
-        return UsageError("usage", f"unknown command '{words}'. Did you mean '{ends[0]}'?")
+    noun, _, last = words.rpartition(" ")
+    same = [name for each in _VERBS.get(last, "").split() if (name := f"{noun} {each}") in names]
+    parts = [name for name in names if name.startswith(f"{noun} ") and last in name.rpartition(" ")[2].split("-")]
+    ends = [name for name in names if last in (name, name.rpartition(" ")[2])]
+    if noun and (only := same[:1] or next((each for each in (parts, ends) if len(each) == 1), [])):
+        return UsageError("usage", f"unknown command '{words}'. Did you mean '{only[0]}'?")
     ranked = []
-    for name in names:
+    for name in [name for name in names if name.startswith(f"{noun} ")] if noun else names:
         cost = _distance(words, name.rpartition(" ")[2])
-        begun = 1 if len(words) >= _BEGINNING_CHARS and name.startswith(words) else len(words)
+        begun = 1 if len(last) >= _BEGINNING_CHARS and name.startswith(words) else len(words)
         ranked.append((min(_distance(words, name), cost + (cost > 0), begun), name))
     cost, name = min(ranked, key=lambda item: item[0])
-    if cost > max(1, len(words) // 3):
-        return UsageError("usage", f"unknown command '{words}'", hint="all commands: spl help")
-    whole = f"{name} {verb}" if f"{name} {verb}" in names else name
+    if cost > max(1, len(last) // 3):
+        every = f"its commands: spl {noun} --help" if noun else "all commands: spl help"
+        return UsageError("usage", f"unknown command '{words}'", hint=every)
+    whole = next((each for each in (f"{name} {verb}", f"{name} {_SAME.get(verb, verb)}") if each in names), name)
     return UsageError("usage", f"unknown command '{words}'. Did you mean '{whole}'?")
 
 
 def _distance(a: str, b: str) -> int:
-    """Return the number of single-character edits between two words."""
-    row = list(range(len(b) + 1))
+    """Return the number of single-character edits between two words; two neighbours that are swapped count as one."""
+    above, row = list[int](), list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
-        last, row[0] = row[0], i
+        higher, above, row = above, row, [i]
         for j, y in enumerate(b, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+            cost = min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (x != y))
+            swapped = i > 1 and j > 1 and (x, y) == (b[j - 2], a[i - 2])
+            row.append(min(cost, higher[j - 2] + 1) if swapped else cost)
     return row[-1]

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..core.errors import CODES
 from ..core.version import VERSION
-from .command import Command, Group, gist, parser_of
+from .command import Command, Group, actions_of, gist
 
 DATE: Final = "November 27, 2026"
 """Of the pages; a fixed one, so that they are the same from the same sources."""
@@ -63,7 +63,7 @@ def _overview(main: ModuleType, commands: list[Command]) -> str:
 
 
 def _page(command: Command) -> str:
-    actions = parser_of(command)._actions  # argparse has no public list of them
+    actions = actions_of(command)
     flags = [each for each in actions if each.option_strings]
     places = [each for each in actions if not each.option_strings]
     title = f"spl-{command.name.replace(' ', '-')}"

@@ -25,7 +25,7 @@ _MOST: Final = 2**53 - 1
 
 
 def _threshold(name: str, what: str) -> Arg:
-    return arg(name, type=number(0, _MOST), metavar="N", help=f"with nagios: {what}")
+    return arg(name, type=number(0, _MOST), metavar="N", help=f"with nagios: {what} (default: no bound)")
 
 
 THRESHOLDS: Final = (

@@ -37,6 +37,7 @@ _LABEL_CHARS: Final = 18  # the left column of a detail view
 RECORD_CHARS: Final = 16
 """Of a record's id, for people: the daemon finds a record by so many."""
 _FACT_CHARS: Final = 10  # the left column under an error
+_LEAD: Final = re.compile(r" *(?:[!·] |(?:[^ :]+ ){0,2}[^ :]+ {2,})?")  # blanks, a mark, the label of a column
 _UNSHOWN: Final = frozenset({"why", "peer_view"})
 """Facts of an error that are shown elsewhere, or are for programs."""
 _COMMANDS: Final = frozenset({"fix", "docs"})
@@ -196,7 +197,7 @@ class Out:
 
         On a terminal that is too narrow, instances are named by their labels alone, then long cells are cut with "…",
         then columns are dropped from the right, those of `keep` last, whose first matters most.  `paints` maps a title
-        to the colour of its cells; `below` holds one more line per row, indented to the second column.
+        to the colour of its cells; `below` holds one more text per row, indented to the second column, "" for none.
         """
         cells = [[clean(cell) for cell in row] for row in rows]
         if not cells:
@@ -212,8 +213,8 @@ class Out:
         for number, row in enumerate(cells):
             shown = zip(titles, row, strict=True)
             self._row([(cell, room[title], paints.get(title)) for title, cell in shown if title in room])
-            if below:
-                self.line(" " * (widths[titles[0]] + len(GAP)) + below[number])
+            if below and below[number]:
+                self.entry(" " * (widths[titles[0]] + len(GAP)), below[number])
 
     def card(self, facts: Iterable[tuple[str, str]]) -> None:
         """Print one fact per line, labels in a column; an empty label continues the one above.
@@ -377,8 +378,15 @@ class Out:
             raise self._failed(exc) from exc
 
     def _say(self, text: str) -> None:
+        """Print a message; on a terminal what is too long goes on below its last column, unless a command."""
         self._erase()
-        _put(self._stderr, _encodable(self._stderr, clean(self.pasted(text))) + "\n")
+        text = clean(self.pasted(text))
+        head: str = _LEAD.findall(text)[0]
+        body, at = text[len(head) :], len(head)
+        room = self._columns_err if self._tty_err and fit.COMMAND.match(body) is None else None
+        for line in fit.wrapped(body, at, at or len(GAP), room):
+            _put(self._stderr, _encodable(self._stderr, head + line) + "\n")
+            head = ""
 
     def _erase(self) -> None:
         if self._drawn and self._tty_err:

@@ -203,23 +203,30 @@ COMMAND: Final = Command(
     "federation pair",
     "Discovers the peer at URL, verifies its signed manifest, exchanges tokens and syncs once.\n"
     "A peer that approves by hand answers later: the command waits for --wait, the daemon until it is decided.\n"
-    "It exits 8 if --wait ends before the decision or the first sync; both go on by themselves.\n"
+    "It exits 8 if --wait ends before the decision or the first sync; both go on by themselves. Ctrl-C ends the\n"
+    "waiting alone; `spl federation revoke PAIR` withdraws the request. The cursor is our position in its log.\n"
     "With the new URL of a peer that is paired already, it takes that address and makes no second pair.",
     "spl federation pair https://bob.example/ --wait 5m",
     pair,
     (
-        arg("url", metavar="URL", help="where the peer's daemon is reached"),
-        arg("--map", action="append", metavar="LOCAL:PEER", help="propose to share ours under their name; repeatable"),
+        arg("url", metavar="URL", help="where the peer's daemon is reached, as its `spl status` shows it"),
+        arg("--map", action="append", metavar="LOCAL:PEER",
+            help="offer our namespace LOCAL under the peer's name PEER, as hashes (`spl help consent`); repeatable"),
         arg("--namespace", action="append", metavar="N",
             help="share exactly this namespace; repeatable (default: default and all that are marked shared)"),
-        arg("--no-strict", action="store_true", help="skip the checks of the manifest's expiry and of the clock"),
-        arg("--auto-generate-identity", action="store_true", help="make an identity if there is none"),
+        arg("--no-strict", action="store_true",
+            help="take a manifest that is expired or from the future, as by a clock that is wrong; signatures count"),
+        arg("--auto-generate-identity", action="store_true", help="make an identity of our own first if there is none"),
         arg("--wait", type=duration(0, WAIT_MS_MAX), default=WAIT_MS, metavar="DUR",
-            help="how long to wait for an approval, at most 24h (default 60s)"),
-        arg("--expect-did", metavar="DID", help="refuse any other peer"),
-        arg("--expect-key", metavar="KEY", help="refuse any other key: six words or multibase"),
-        arg("--backfill", choice="start", action="store_true", help="fetch the history also when re-pairing"),
-        arg("--from-now", choice="start", action="store_true", help="leave out what the peer holds already"),
-        arg("--actors", action="append", metavar="DID", help="accept records of this actor only; repeatable"),
+            help="how long to wait for an approval, such as 5m, at most 24h (default: 60s)"),
+        arg("--expect-did", metavar="DID", help="refuse a peer that has not this DID"),
+        arg("--expect-key", metavar="KEY",
+            help="refuse a peer that has not this key of `spl identity show` there: its six words, quoted, or in full"),
+        arg("--backfill", choice="start", action="store_true",
+            help="fetch all that the peer holds (default, unless a pair with it was ended before)"),
+        arg("--from-now", choice="start", action="store_true",
+            help="fetch only what is written from now on (default after a pair with it was ended)"),
+        arg("--actors", action="append", metavar="DID",
+            help="take records of this author only, such as did:sync:user:bob; repeatable (default: of all)"),
     ),
 )  # fmt: skip

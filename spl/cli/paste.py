@@ -7,12 +7,15 @@ on another.  Steps for somebody else (`on bob: spl ...`) stay as they are.
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
 from ..core.errors import CODES, SplError, steps
+from ..core.version import SOCKET
 from .command import Shell
 from .fit import HOME_DEFAULT, tilde
+from .out import label_of, short_did
 
 _LOG_TAIL: Final = 256 * 1024
 _LISTENED: Final = re.compile(rb"daemon\.listening\"?,? \"?port[=\": ]+([0-9]{1,5})\b")
@@ -57,6 +60,20 @@ def with_start(exc: SplError, shell: Shell) -> SplError:
     if exc.hint == CODES["daemon-down"].fix:
         exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, shell.env)
     return exc
+
+
+def own_name(shell: Shell, name: str) -> str:
+    """Return what to do about a name that is the asked daemon's own, so that another one was meant; "" if it is not."""
+    with suppress(SplError):
+        if (own := shell.ctl.instance()) and name in (own, short_did(own), label_of(own)):
+            asked = f"{label_of(own)} is itself the daemon that was asked ({place_of(shell)})"
+            return f"{asked}; for that of another home first: export SYNCROPEL_HOME=DIR; elsewhere: --context NAME"
+    return ""
+
+
+def place_of(shell: Shell) -> str:
+    """Return where the daemon is that is asked: a home, or the URL of a context."""
+    return shell.ctl.where.removesuffix("/" + SOCKET)
 
 
 def start_of(home: str, env: Mapping[str, str]) -> str:

@@ -181,14 +181,15 @@ _AITL: Final = RuleCommands(
         _action("auto_apply"),
         _EXPRESSION,
         arg("--namespace", dest="namespaces", action="append", metavar="N",
-            help="grant at most this namespace; repeatable (default: default)"),
+            help="grant at most this namespace; repeatable (default: the one named default)"),
     ),
     "there are no rules of automatic approval: federation.approval alone decides",
     RuleHelp(
         "Adds or replaces a rule that approves pair requests for you, at most for its own namespaces. A request for\n"
         "more, or with maps, waits for you as a whole. federation.approval = closed refuses all requests.\n"
         "\n"
-        "Proved facts: request.initiator_did, .words (of the key that signed the request) and .peer.address.\n"
+        "Proved facts: request.initiator_did, .words (the six words of the key that signed it, as `spl aitl list`\n"
+        "  and the peer's `spl identity show` print them) and .peer.address.\n"
         "Claims of the peer: request.label, .namespaces, .maps, .mode, .endpoint, .host. A rule must compare a proved\n"
         "  fact with a value, because a stranger can claim any label and host; of an address a prefix is enough.\n"
         "Rules are tried highest priority first, and the first that matches decides; one that fails does not match.\n"
@@ -246,8 +247,12 @@ COMMANDS: Final = (
         _test,
         (
             arg("resource", metavar="RESOURCE", help="such as records:write or federation:pair"),
-            arg("--facts", metavar="JSON", help="facts of the request; facts left out are empty"),
-            arg("--scopes", metavar="A,B", help="the scopes of the caller, comma-separated"),
+            arg(
+                "--facts",
+                metavar="JSON",
+                help="facts as `spl config add-permission-rule --help` names them; others are empty",
+            ),
+            arg("--scopes", metavar="A,B", help="the scopes of the caller, comma-separated (default: none)"),
         ),
     ),
     *commands(_AITL),

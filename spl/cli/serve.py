@@ -1,9 +1,11 @@
 """`spl serve`: the daemon in the foreground, for this machine or with --lan for the network that it is on."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Final
 
+from ..core.errors import SplError
 from ..core.value import replace
 from ..daemon import ServeOptions, run
 from ..home.config import PRIVATE_ONLY, is_loopback
@@ -11,6 +13,7 @@ from ..home.disk import Disk
 from ..home.home import read_config
 from ..net.sockets import lan_address
 from .command import Command, Shell, UsageError, arg, number
+from .fit import tilde
 from .out import Out
 
 _EVERYWHERE: Final = ("0.0.0.0", "::", "")  # noqa: S104 - what --lan is for
@@ -30,7 +33,13 @@ def _serve(args: Namespace, shell: Shell) -> int:
         insecure_localhost=args.insecure_localhost,
         log_format=args.log_format,
     )
-    return run(opened(options, shell.out) if args.lan else options)
+    was_there = os.path.isdir(shell.home)
+    try:
+        return run(opened(options, shell.out) if args.lan else options)
+    except SplError as exc:
+        if not was_there and os.path.isdir(shell.home):
+            exc.facts["home"] = f"{tilde(shell.home, shell.env)} was made and has no identity yet: spl init"
+        raise
 
 
 def opened(options: ServeOptions, out: Out) -> ServeOptions:
@@ -65,21 +74,32 @@ TREE: Final = (
         "serve",
         "Runs the daemon, which holds the records of one home, serves its API and syncs with paired instances.\n"
         "It runs in the foreground, one per home, and ends cleanly on SIGTERM or Ctrl-C; on SIGHUP it reads\n"
-        "its configuration again. The flags count more than the configuration file.",
+        "its configuration again. The flags count more than the configuration file, and for this run alone.",
         "spl serve\nspl serve --lan",
         _serve,
         (
-            arg("--host", metavar="ADDRESS", help="address to listen on (default 127.0.0.1)"),
-            arg("--port", type=number(0, 65535), metavar="N", help="port to listen on (default 9100)"),
-            arg("--public-url", metavar="URL", help="where peers reach this daemon; published in its manifest"),
-            arg("--lan", action="store_true", help="serve the private network that this machine is on, by plain http"),
+            arg("--host", metavar="ADDRESS", help="address to listen on (default: 127.0.0.1, this machine alone)"),
+            arg(
+                "--port", type=number(0, 65535), metavar="N", help="port to listen on (default: 9100; 0: any free one)"
+            ),
+            arg(
+                "--public-url",
+                metavar="URL",
+                help="where peers reach this daemon, as it publishes it (default: made of host and port)",
+            ),
+            arg(
+                "--lan",
+                action="store_true",
+                help="serve the private network of this machine by plain http; needed again at each start",
+            ),
             arg(
                 "--insecure-localhost",
                 action="store_true",
                 help="take requests without tokens: each local user is an admin",
             ),
-            arg("--log-format", choices=("logfmt", "json"), help="form of the log lines (default logfmt)"),
+            arg("--log-format", choices=("logfmt", "json"), help="form of the log lines (default: logfmt)"),
         ),
         result=False,
+        whose="home",
     ),
 )

@@ -129,5 +129,6 @@ TREE: Final = (
             arg("--print", action="store_true", help="print the unit instead of writing it"),
         ),
         result=False,
+        whose="home",
     ),
 )

@@ -219,8 +219,8 @@ COMMAND: Final = Command(
         arg("pair", nargs="?", metavar="PAIR", help="a live pair (default: temporary daemons)"),
         arg("--csv", action="store_true", help="print the rows as CSV on stdout"),
         arg("--report", metavar="FILE.html", help="write rows, plots and verdict into one file for a browser"),
-        arg("--scale", type=float, default=1.0, metavar="F", help="shorten all windows, 0.01 to 1"),
+        arg("--scale", type=float, default=1.0, metavar="F", help="shorten all windows, 0.01 to 1 (default: 1)"),
         arg("--window", action="append", default=[], metavar="NAME=MIN",
-            help="minutes of one window; 0 leaves it out"),
+            help="minutes of one window, such as steady=10; 0 leaves it out; `spl help soak` has the five; repeatable"),
     ),
 )  # fmt: skip

@@ -64,7 +64,8 @@ def _lag(lag: Mapping[str, Any], out: Out) -> Iterator[str]:
         parts.append(f"p50 {lag['p50_ms']:,.0f} ms, p99 {lag['p99_ms']:,.0f} ms (last 5 min)")
     polls = [span_fine(each) for each in lag.get("polls_ms") or []]
     if polls:
-        parts.append(f"polling {', '.join(polls[:_POLLS_SHOWN])}" + (" and more" if polls[_POLLS_SHOWN:] else ""))
+        more = " and more" if polls[_POLLS_SHOWN:] else ""
+        parts.append(f"polling every {', '.join(polls[:_POLLS_SHOWN])}{more}")
     if lag.get("worst_pair_id") and lag.get("lag_records"):
         parts.append(f"worst {lag['worst_pair_id']}, {count(lag['lag_records'], 'record')}")
     confirmed_at = lag.get("oldest_confirmed_at")
@@ -109,6 +110,9 @@ TREE: Final = (
     Command(
         "status",
         "Prints one page about the daemon: identity, store, pairs, lag, and each problem with its next step.\n"
+        "lag is the time from a write here to a peer's confirmation, and of polling pairs how often they poll;\n"
+        "queue counts records between network and store, adapters what listens to each write. A manifest and a token\n"
+        "that will expire renew by themselves: what needs you stands under `needs attention`.\n"
         "It exits 0 if it could report, and 5 if no daemon answers; with --check, problems make it exit 3.\n"
         "--all asks every context at once and has a row for each, also for one that does not answer within 5 s; it\n"
         "exits 3 unless all answered.",

@@ -1,6 +1,7 @@
 """`spl thread`: the records of the store by thread; threads as files, taken and restored."""
 
 import json
+import shlex
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -190,7 +191,13 @@ def _snapshot(args: Namespace, shell: Shell) -> int:
 
 def _restore(args: Namespace, shell: Shell) -> int:
     with shell.source(args.file, "a snapshot from stdin") as source:
-        plan = _send(source, args, shell)
+        try:
+            plan = _send(source, args, shell)
+        except CtlError as exc:
+            if exc.code == "snapshot-malformed" and not args.skip_damaged:
+                rest = shlex.quote(args.file) if args.file else "FILE"
+                exc.hint += f"; what is sound of it: spl thread restore --skip-damaged {rest}"
+            raise
     refused = int(plan["refused"])
     if not shell.printed("spl.restore/1", plan):
         shell.out.card(_plan_facts(plan))
@@ -306,9 +313,13 @@ TREE: Final = (
                 "spl thread snapshot th_federation_pairs --pair bob > /tmp/local-pairs.snap.jsonl",
                 _snapshot,
                 (
-                    arg("thread", nargs="?", metavar="THREAD", help="thread id"),
+                    arg("thread", nargs="?", metavar="THREAD", help="thread id, or --all instead"),
                     arg("--all", action="store_true", help="every thread, the daemon's own threads too"),
-                    arg("--pair", metavar="PAIR", help="of th_federation_pairs what is about this pair alone"),
+                    arg(
+                        "--pair",
+                        metavar="PAIR",
+                        help="of th_federation_pairs, the log of all pairs, what is about this pair alone",
+                    ),
                 ),
                 result=False,
             ),
@@ -321,8 +332,12 @@ TREE: Final = (
                 (
                     arg("file", nargs="?", metavar="FILE", help="written by `thread snapshot` (default: stdin)"),
                     arg("--dry-run", action="store_true", help="verify, and print what would be restored"),
-                    arg("--skip-damaged", action="store_true", help="restore what is sound of a damaged file"),
-                    arg("--accept-retired", action="store_true", help="take what long retired keys signed, too"),
+                    arg("--skip-damaged", action="store_true", help="restore what is sound of a cut or damaged file"),
+                    arg(
+                        "--accept-retired",
+                        action="store_true",
+                        help="also take what keys signed that were rotated since; for files that only you had",
+                    ),
                 ),
             ),
         ),

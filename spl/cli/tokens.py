@@ -166,10 +166,12 @@ TREE: Final = (
                 (
                     arg("--scopes", required=True, metavar="A,B", help="what the token may do, comma-separated"),
                     arg("--ttl", type=duration(1), metavar="DUR",
-                        help="lifetime, such as 90d or 12h, at most 3650d (default 90d)"),
-                    arg("--namespace", action="append", metavar="N", help="bind it to a namespace; repeatable"),
-                    arg("--pair", metavar="PAIR", help="bind it to a pair and that pair's peer"),
-                    arg("--label", help="a note to recognise it by"),
+                        help="lifetime, such as 90d or 12h, at most 3650d (default: 90d)"),
+                    arg("--namespace", action="append", metavar="N",
+                        help="bind it to this namespace; repeatable (default: all)"),
+                    arg("--pair", metavar="PAIR",
+                        help="bind it to a pair and its peer, for `federation set-token` there"),
+                    arg("--label", help="a name of yours for it, which other token commands take, too"),
                 ),
             ),
             Command(

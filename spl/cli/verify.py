@@ -75,12 +75,18 @@ def _fix(report: Mapping[str, Any]) -> str:
 COMMAND: Final = Command(
     "federation verify",
     "Compares what both sides hold of what the pair shares: exits 0 if it is equal, else 3 with what each side lacks.\n"
-    "The cost depends on the difference, not on how much is shared; --repair fetches and sends what is missing.",
+    "The cost depends on the difference, not on how much is shared; --repair fetches and sends what is missing.\n"
+    "HERE and THERE count all that each side holds in a namespace of the pair, also what it does not offer; MISSING\n"
+    "counts what one side offers and the other lacks, and decides.",
     "spl federation verify bob --repair",
     _verify,
     (
         PAIR,
         arg("--repair", action="store_true", help="fetch what is missing here, send what is missing there"),
-        arg("--accept-retired", action="store_true", help="the same, and take what your own retired keys signed"),
+        arg(
+            "--accept-retired",
+            action="store_true",
+            help="as --repair, and take what your own earlier keys signed; only from a peer that you trust",
+        ),
     ),
 )

@@ -26,7 +26,11 @@ STATES: Final = ("establishing", "active", "paused", "degraded", "revoked")
 _NO_RIGHT: Final = frozenset({"scope-forbidden", "permission-denied"})
 
 TIMEOUT: Final = arg(
-    "--timeout", type=duration(), default=60_000, metavar="TIME", help="give up with exit code 8 (default 1m)"
+    "--timeout",
+    type=duration(),
+    default=60_000,
+    metavar="TIME",
+    help="give up after it, such as 90s or 6m, with exit code 8 (default: 1m)",
 )
 
 

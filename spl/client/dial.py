@@ -28,7 +28,7 @@ _FAR: Final = re.compile(r"https://([a-z0-9][a-z0-9.-]*|\[[0-9a-f:.]+\])(?::([0-
 
 _OWN_CA: Final = "trust a private CA with SSL_CERT_FILE=FILE"
 _FAR_AND_SILENT: Final = "on its machine: spl doctor", "that daemon hangs, or something on the way to it"
-_NO_TLS: Final = "does this port speak TLS, and version 1.2 or newer?"
+_NO_TLS: Final = "name the port of its tls.listen or proxy, which speaks TLS; to its plain port: ssh:HOST in a context"
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ CODES: Final[dict[str, Code]] = {
     "actor-refused": Code(403, 4, "An instance vouches for its local actors only, never for another instance.", "emit under an actor of your own"),
     "namespace-rejected": Code(403, 4, "The namespace, or one above it, does not exist or is archived.", "spl namespace create NAME"),
     "namespace-in-use": Code(409, 7, "The namespace holds records, has others below it, or is shared with a pair.", "spl namespace archive NAME"),
-    "not-found": Code(404, 6, "There is no such thread, record or route.", "check the id; unique prefixes are accepted"),
+    "not-found": Code(404, 6, "Nothing here has this name or id.", "check the name or id; of an id a unique beginning is enough"),
     "ambiguous": Code(409, 6, "The prefix fits more than one.", "give more characters, or the whole id"),
     # records and signatures
     "record-id": Code(422, 10, "The id is not the SHA-256 of the record.", "the source is corrupted or dishonest: spl doctor"),
@@ -153,7 +153,7 @@ CODES: Final[dict[str, Code]] = {
     "foreign-answer": Code(502, 9, "A proxy or another server answers in the peer's place: the answer is not of the form of a daemon.", "check the URL; at the peer: let the proxy pass /.well-known/ and /v1/ as they are"),
     "timeout": Code(504, 9, "The peer did not answer in time.", "retry; check the network path"),
     "disconnected": Code(502, 9, "The connection ended before the answer was complete.", "retry; check the network path"),
-    "tls-chain": Code(502, 10, "The TLS certificate does not verify; self-signed ones are refused.", "fix the chain, or trust a private CA with tls.ca_file"),
+    "tls-chain": Code(502, 10, "TLS does not come about: the certificate does not verify (self-signed ones are refused), or the port has no TLS.", "fix the chain, or trust a private CA with tls.ca_file"),
     "redirect": Code(502, 10, "The peer redirects to another URL.", "pair with the final URL"),
     "address-refused": Code(403, 10, "The address is one that is never dialled, or a private one that no operator typed.", "use the peer's public address; for a private one: spl federation refresh PAIR_ID --url URL; or set public_url here to an address in that network"),
     "http-plain": Code(403, 10, "Plain http is accepted to loopback only.", "use https; where nobody listens on the way: spl config set federation.allow_http true"),

@@ -14,7 +14,7 @@ from ..core.errors import CODES
 from ..core.limits import Limits
 from ..core.value import Json, dataclass
 from ..core.value import replace as changed
-from ..net.address import foreign_step, is_address, kind_of, listen_step, parse_url, route_step
+from ..net.address import LAN_STEP, foreign_step, is_address, kind_of, listen_step, parse_url, route_step
 from . import conditions as seen
 from .conditions import IDENTITY, MANIFEST, REACH, STATE, TOKEN, Condition
 from .facts import Facts, Fault, replace
@@ -185,9 +185,9 @@ def _at_peer(text: str) -> Callable[[Facts], str]:
     return lambda facts: re.sub("^|(?<=; )(?=spl )", f"on {facts.label or 'the peer'}: ", text)
 
 
-def _with_pair(command: str) -> Callable[[Facts], str]:
+def _with_pair(command: str, rest: str = "") -> Callable[[Facts], str]:
     """Return one of our own commands, given the pair."""
-    return lambda facts: f"{command} {facts.pair_id or 'PAIR_ID'}"
+    return lambda facts: f"{command} {facts.pair_id or 'PAIR_ID'}{rest}"
 
 
 def _sink_fix(facts: Facts) -> str:
@@ -197,16 +197,12 @@ def _sink_fix(facts: Facts) -> str:
     return re.sub(r"\bNAME\b", facts.sink.removeprefix("sink ") or "NAME", step or CODES["sink-unreachable"].fix)
 
 
-def _repair_fix(facts: Facts) -> str:
-    return f"spl federation verify {facts.pair_id or 'PAIR_ID'} --repair"
-
-
 def _withheld_fix(facts: Facts) -> str:
     """Return where a larger body must be let through, and how to send what waits for it."""
     what = "the time for an answer" if facts.withheld_here and not facts.withheld else "the body limit"
     setting = "client_max_body_size 8m" if what == "the body limit" else "proxy_read_timeout 300s"
     step = f"raise {what} of the proxy at {facts.url or 'the peer'} (nginx: {setting})"
-    return f"{step}, then: spl federation verify {facts.pair_id or 'PAIR_ID'} --repair"
+    return f"{step}, then: {_REPAIR(facts)}"
 
 
 def _home_fix(code: str) -> Callable[[Facts], str]:
@@ -230,6 +226,7 @@ def _queue_full_s(limits: Limits) -> float:
 # -- next steps
 
 _REFRESH: Final = _with_pair("spl federation refresh")
+_REPAIR: Final = _with_pair("spl federation verify", " --repair")
 
 _TLS_STEP: Final = "fix the TLS chain (self-signed is refused); a private CA goes into tls.ca_file here"
 _OWN_TLS_STEP: Final = (
@@ -287,11 +284,20 @@ def _private_fix(facts: Facts) -> str:
     host = parse_url(facts.url).host if facts.pair_id and facts.url else ""
     if host and not is_address(host):
         return f"correct what {host} resolves to; if a private address is right: {_REFRESH(facts)} --url {facts.url}"
-    if kind_of(host) == "loopback" and facts.own_url and parse_url(facts.own_url).port == parse_url(facts.url).port:
-        return _at_peer(_LISTEN_STEP)(facts)  # that is this daemon
-    if kind_of(host):  # any other address is never dialled
-        return f"{_REFRESH(facts)} --url {facts.url}"
-    return CODES["address-refused"].fix
+    typed = f"{_REFRESH(facts)} --url {facts.url}"
+    if kind_of(host) == "loopback" and facts.own_url:
+        listen = _at_peer(_LISTEN_STEP)(facts)
+        if parse_url(facts.own_url).port == parse_url(facts.url).port:
+            return listen  # the URL is that of this daemon
+        if not _is_here(facts.own_url):
+            return f"{listen}; if it runs on this machine: {typed}"
+    return typed if kind_of(host) else CODES["address-refused"].fix  # any other address is never dialled
+
+
+def _plain_fix(facts: Facts) -> str:
+    """Return the step where plain http is refused: in a private network most often --lan was left out of a start."""
+    near = bool(facts.url) and kind_of(parse_url(facts.url).host)
+    return f"{LAN_STEP}; or use https" if near else CODES["http-plain"].fix
 
 
 def _own_way_fix(facts: Facts) -> str:
@@ -357,10 +363,6 @@ def _flapping_fix(facts: Facts) -> str:
     return CODES["stream-flapping"].fix.replace("PAIR_ID", facts.pair_id)
 
 
-def _interval_fix(facts: Facts) -> str:
-    return f"spl federation set-poll-interval {facts.pair_id} 5m"
-
-
 def _gap_fix(code: str) -> Callable[[Facts], str]:
     def fix(facts: Facts) -> str:
         found = next((item for item in facts.gaps if item.code == code), None)
@@ -413,7 +415,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),
     FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _home_fix("identity-missing")),
     FindingKind("identity-cloned", FAIL, (), None, PEER, seen.cloned, _next("identity-cloned")),
-    FindingKind("home-set-back", WARN, (), None, PEER, seen.set_back, _repair_fix),
+    FindingKind("home-set-back", WARN, (), None, PEER, seen.set_back, _REPAIR),
     FindingKind("identity-backup", WARN, (), None, LOCAL, seen.unsaved, _next("identity-backup")),
     FindingKind("auth-off", WARN, (), None, LOCAL, seen.auth_off, _next("auth-off")),
     FindingKind("clock-skew", WARN, (), None, PATH, seen.skew, _next("clock-skew"), seen.skew_fails),
@@ -423,7 +425,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _timeout_fix),
     FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),
     FindingKind("address-refused", FAIL, (), None, PATH, seen.failed("address-refused"), _private_fix),
-    FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _next("http-plain")),
+    FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _plain_fix),
     FindingKind("tls-chain", FAIL, (), None, PATH, seen.tls_chain, _tls_fix),
     FindingKind("tls-expiry", WARN, (), None, PEER, seen.tls_soon, _at_peer(_RENEW_STEP)),
     FindingKind("redirect", FAIL, (), None, PATH, seen.failed("redirect"), _next("redirect")),
@@ -483,7 +485,8 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("sink-refused", FAIL, (), None, PATH, seen.sink("sink-refused"), _sink_fix),
     FindingKind("engine-gap", WARN, (), _failing_s, PATH, seen.sink("engine-gap"), _sink_fix),
     FindingKind("rate-limited", WARN, (), None, PEER, seen.throttled, _next("rate-limited")),
-    FindingKind("poll-interval-long", INFO, (), None, LOCAL, seen.poll_long, _interval_fix),
+    FindingKind("poll-interval-long", INFO, (), None, LOCAL, seen.poll_long,
+                _with_pair("spl federation set-poll-interval", " 5m")),
     FindingKind("pair-degraded", FAIL, (*_CAUSES, "cursor-stalled"), None, PEER, seen.degraded, _degraded_fix),
 )  # fmt: skip
 """Every finding that this version can show, in the order in which people read them."""

@@ -38,6 +38,8 @@ _SLIPPED = re.compile(r"h?[tp]{2,4}(s?)(?:[:;]/*|//+)(?![0-9]*$)(.*)", re.I)
 """A scheme that was mistyped, and what follows it; digits alone are a port."""
 USUAL_PORT: Final = 9100
 """Where a daemon listens that is told no other port."""
+LAN_STEP: Final = "on a network that you trust, stop the daemon, then: spl serve --lan"
+"""What lets a daemon that was started for its own machine alone use plain http to others, and be reached by it."""
 
 
 class ReachError(SplError):
@@ -133,7 +135,10 @@ def _with_scheme(text: str) -> str:
 def listen_step(where: Url) -> str:
     """Return what makes the peer listen at a URL; behind https, and at port 80, something else may stand before it."""
     port = f" --port {where.port}" if where.scheme == "http" and where.port not in (80, USUAL_PORT) else ""
-    return f"spl serve{port}; if it runs, open its port in the firewall"
+    if where.scheme == "http" and kind_of(where.host) not in ("", "loopback"):
+        runs = "if it runs without --lan, only its own machine reaches it: stop it first"
+        return f"spl serve --lan{port}; {runs}; if with it, open its port in the firewall"
+    return f"spl serve{port}" + ("" if is_loopback(where.host) else "; if it runs, open its port in the firewall")
 
 
 def route_step(ip_text: str, message: str) -> str:
@@ -145,10 +150,19 @@ def route_step(ip_text: str, message: str) -> str:
 
 def connect_step(where: Url) -> str:
     """Return the next step after a URL that nothing answers at: most often the port was left out, or is not served."""
-    step = f"on the peer: {listen_step(where)}"
+    step = f"on the peer: {listen_step(where)}; if its `spl status` shows another port, name that one"
     if where.scheme != "http" or where.port != 80:
         return step
     return f"with the port of the peer, {USUAL_PORT} if it was told none: {where.origin}:{USUAL_PORT}/; {step}"
+
+
+def tls_step(name: str, ip_text: str, port: int) -> str:
+    """Return the next step after a handshake that failed before any certificate: near by, mostly nobody has one."""
+    speaks = "this port must speak TLS, version 1.2 or newer"
+    host = f"[{name}]" if ":" in name else name
+    return (
+        f"if it has no TLS: http://{host}:{port}/; otherwise {speaks}" if kind_of(ip_text) else f"at the peer: {speaks}"
+    )
 
 
 def foreign_step(status: int) -> str:

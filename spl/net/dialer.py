@@ -21,7 +21,7 @@ from itertools import chain, zip_longest
 from typing import Final, Literal
 
 from ..core.value import dataclass, field
-from .address import ReachError, Url, connect_step, is_address, is_loopback, judge, kind_of
+from .address import LAN_STEP, ReachError, Url, connect_step, is_address, is_loopback, judge, kind_of
 from .sockets import Verifying, dial
 
 STAGGER_S: Final = 0.25
@@ -238,7 +238,7 @@ def _allowed(where: Url, found: Sequence[str], policy: DialPolicy) -> list[str]:
         try:
             judge(address, policy.allow_private, policy.near)
             if where.scheme == "http" and not _is_plain_allowed(address, policy):
-                hint = "on a network that you trust: spl serve --lan" if kind_of(address) else ""
+                hint = LAN_STEP if kind_of(address) else ""
                 raise ReachError("http-plain", f"{where.origin} is not on this machine", hint=hint)
         except ReachError as exc:
             refusal = exc.bare()

@@ -250,7 +250,7 @@ class RouteTable:
         values: list[str] = []
         node: _Node | None = _descend(self._root, segments, 1, values)
         if node is None:
-            raise HttpError("not-found", "there is no such route")
+            raise HttpError("not-found", "there is no such route", hint="every route: spl help http")
         return node, values
 
     def _literals_below(self, path: str) -> Container[str]:

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from ..core.errors import SplError
 from ..core.value import dataclass
-from .address import ReachError, kind_of, route_step
+from .address import ReachError, kind_of, route_step, tls_step
 
 FLOOR_BYTES_S: Final = 1024
 """A body that moves at less, in either direction, is given up like one that does not move at all."""
@@ -264,7 +264,7 @@ async def dial(
         raise ReachError("tls-chain", f"{name}: certificate refused: {exc.verify_message}") from exc
     except ssl.SSLError as exc:
         sock.close()
-        hint = "does this port speak TLS, and version 1.2 or newer?"
+        hint = tls_step(name, ip_text, port)
         raise ReachError("tls-chain", f"{name}: TLS failed: {_reason(exc)}", hint=hint) from exc
     except OSError as exc:
         sock.close()

@@ -34,7 +34,7 @@ def test_list_shows_the_key_words(spl: Run, daemon: Daemon) -> None:
     assert spl("aitl", "list", "--all").out.splitlines()[1].endswith("  2026-11-24T06:00:20.000Z  rejected")
     daemon.answers["GET", "/v1/aitl"] = listed()
     empty = spl("aitl", "list", tty=True)
-    assert (empty.out, empty.err) == ("", "nothing waits for a decision\n")
+    assert (empty.out, empty.err) == ("", "nothing waits for a decision at alice (~/.syncro)\n")
 
 
 def test_show_lists_all_that_an_approval_agrees_to(spl: Run, daemon: Daemon) -> None:

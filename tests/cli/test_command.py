@@ -6,7 +6,7 @@ from spl.cli.command import Command, UsageError, gist, parser_of
 
 
 def test_the_gist_of_a_concept_is_its_first_part() -> None:
-    assert gist("Shows\nall: this.\nAnd that.") == "Shows\nall."
+    assert gist("Shows\nall: this.\nAnd that.") == "Shows all."
     assert gist("Sets v1.2 to go; later.") == "Sets v1.2 to go."
 
 

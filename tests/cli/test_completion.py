@@ -1,5 +1,6 @@
 """Completion in real shells: what TAB offers, and that it starts no process."""
 
+import io
 import os
 import pty
 import re
@@ -33,6 +34,10 @@ CASES = {
     ("spl", "completion", ""): set(SHELLS),
     ("spl", "federation", "show", "bob", ""): set(),
     ("spl", "nonsense", "more", ""): set(),
+    ("spl", "--context", ""): {"hub", "contexts"},
+    ("spl", "status", "--context", "h"): {"hub"},
+    ("spl", "context", "select", "h"): {"hub"},
+    ("spl", "--context", "hub", "sta"): {"status"},
 }
 
 
@@ -41,6 +46,10 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
     (folder / "home" / "run").mkdir(parents=True)
     (folder / "home" / "run" / "pairs.list").write_text("bob\npair_0b\n")
+    for name in ("hub", "contexts"):
+        env = {"HOME": str(folder)}
+        out = io.StringIO()
+        assert cli.run(["context", "add", name, "--url", "http://127.0.0.1:9100"], env, None, out, out) == 0  # type: ignore[arg-type]
     for shell in SHELLS:
         with (folder / shell).open("w") as file:
             assert cli.run(["completion", shell], {}, None, file, file) == 0  # type: ignore[arg-type]
@@ -74,12 +83,19 @@ def test_a_shell_offers_what_fits(shell: str, scripts: Path) -> None:
         assert offered(shell, scripts, words) == expected, words
 
 
+def test_fish_sees_the_home_before_the_command(scripts: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "pairs.list").write_text("carol\n")
+    assert offered("fish", scripts, (f"SYNCROPEL_HOME={tmp_path}", "spl", "federation", "show", "")) == {"carol"}
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_is_sound_and_runs_nothing(shell: str, scripts: Path) -> None:
     assert subprocess.run([shell, "-n", str(scripts / shell)], capture_output=True, text=True).stderr == ""
     text = (scripts / shell).read_text()
     assert "$(" not in text.replace("$((", "") or shell == "fish"
-    assert "`" not in re.sub(r"'[^'\n]*'", "", text)
+    quoted = r"'(?:\\.|[^'\\\n])*'" if shell == "fish" else r"'[^'\n]*'"
+    assert "`" not in re.sub(quoted, "", text)
 
 
 def test_every_command_and_every_option_is_known(scripts: Path) -> None:
@@ -102,6 +118,12 @@ def test_tab_on_a_terminal_completes(shell: str, scripts: Path) -> None:
         _read(terminal, b"ready\r\n")
         os.write(terminal, b"spl federation sho\tbo\t\n")
         _read(terminal, b"[federation][show][bob]")
+        if shell == "zsh":  # bash hides from a completion what stands before the command
+            other = scripts / "other" / "run"
+            other.mkdir(parents=True, exist_ok=True)
+            (other / "pairs.list").write_text("carol\n")
+            os.write(terminal, f"SYNCROPEL_HOME={other.parent} spl federation show c\t\n".encode())
+            _read(terminal, b"[federation][show][carol]")
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

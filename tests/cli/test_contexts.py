@@ -125,6 +125,30 @@ def test_a_token_that_lacks_a_scope_is_replaced_by_one_that_holds_more(
     assert f"fix {step} put its token into {token} docs" in said
 
 
+def test_of_several_scopes_the_least_is_asked_for(user: User, hub: tuple[Daemon, str], tmp_path: Path) -> None:
+    daemon, url = hub
+    (tmp_path / "token").write_text("spl_home_sa_1_hub\n")
+    user.add("hub", url, "--token-file", str(tmp_path / "token"))
+    needs = error("scope-forbidden", "this needs the scope config:read or status:read", scope="config:read")
+    daemon.answers["GET", "/v1/status"] = (403, needs)
+    assert "--scopes status:read\n" in user.run("status", "--context", "hub", code=4).err
+
+
+@pytest.mark.parametrize(
+    ("url", "step"),
+    [
+        ("127.0.0.1:9100", "with its scheme: spl context add hub --url http://127.0.0.1:9100 --token-file"),
+        ("hub.example:9100", "with its scheme: spl context add hub --url https://hub.example:9100 --token-file"),
+        ("not a url", ""),
+    ],
+)
+def test_a_url_without_a_scheme_is_told_which_one(user: User, tmp_path: Path, url: str, step: str) -> None:
+    said = user.run("context", "add", "hub", "--url", url, "--token-file", str(tmp_path / "t"), code=2).err
+    assert "the URL of a daemon is https://HOST:PORT" in said
+    assert step in said
+    assert ("through ssh, if it has no TLS: " in said) is url.startswith("hub.")
+
+
 def test_no_token_of_the_environment_travels_to_a_context(user: User, hub: tuple[Daemon, str]) -> None:
     daemon, url = hub
     user.add("hub", url)
@@ -196,7 +220,7 @@ def test_every_context_has_a_row(user: User, hub: tuple[Daemon, str]) -> None:
         assert rows["gone"]["code"] == "daemon-down"
         assert rows["shut"]["seen_at"] is None
         text = user.run("status", "--all", code=3).out
-        assert "cannot reach the daemon at unix:/nowhere/spl.sock (context gone) [daemon-down]" in text
+        assert "\n         cannot reach the daemon at unix:/nowhere/spl.sock [daemon-down]\n" in text
     for name in ("shut", "old", "odd", "gone"):
         user.run("context", "remove", name)
     user.run("status", "--all")
@@ -212,7 +236,7 @@ def test_members_of_another_form_end_no_list(user: User, hub: tuple[Daemon, str]
             daemon = Daemon({("GET", "/v1/status"): {**STATUS, name: value}})
             user.add(name, stack.enter_context(listening(daemon)))
         lines = user.run("status", "--all", code=3).out.splitlines()[1:]
-    assert {line.split()[0]: line.split()[1] for line in lines} == {
+    assert {line.split()[0]: line.split()[1] for line in lines if line[0] != " "} == {
         "attention": "ok", "hub": "ok", "identity": "old", "pairs": "old",
     }  # fmt: skip
 

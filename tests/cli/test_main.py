@@ -52,6 +52,19 @@ def test_every_command_has_a_page_of_two_sentences_and_an_example(spl: Run) -> N
         assert max(map(len, entry.concept.splitlines())) <= 115
 
 
+@pytest.mark.parametrize("width", [40, 80])
+def test_every_page_fits_the_terminal(spl: Run, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """All but the example, which is to be pasted, and words and rows of a table that cannot be broken."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    wide = []
+    for entry in entries():
+        page, _, _ = spl(*entry.name.split(), "--help", tty=True, env={"COLUMNS": str(width)}).out.partition(
+            "\nexample:"
+        )
+        wide += [(entry.name, line) for line in page.splitlines() if len(line) > width and " " in line.strip()]
+    assert not wide
+
+
 def test_every_example_parses() -> None:
     for entry, line in [(each, line) for each in entries() for line in each.example.splitlines()]:
         words = shlex.split(re.sub(r"<\((.*)\)", r"\1", line))
@@ -86,7 +99,16 @@ def test_without_words_the_overview_lists_every_noun(spl: Run) -> None:
         ("tread snapshot th_garden", "thread snapshot"),
         ("federation sync", "sync"),
         ("federation approve", "aitl approve"),
-        ("sink status", "status"),
+        ("sink status", "sink list"),
+        ("inti", "init"),
+        ("hlep", "help"),
+        ("fed ls", "federation list"),
+        ("federation lits", "federation list"),
+        ("federation mode", "federation set-mode"),
+        ("federation remove", "federation revoke"),
+        ("federation status", "federation list"),
+        ("token delete", "token revoke"),
+        ("context rm", "context remove"),
     ],
 )
 def test_unknown_words_name_the_nearest_command(spl: Run, line: str, near: str) -> None:
@@ -102,7 +124,32 @@ def test_a_noun_alone_shows_its_commands(spl: Run, noun: str) -> None:
     assert (spl(noun).code, spl(noun).out) == (0, spl(noun, "--help").out)
 
 
+def test_a_list_has_two_names(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/federation/pairs"] = listed()
+    assert spl("federation", "ls").err == spl("federation", "list").err != ""
+    assert spl("context", "list", "--help").out == spl("context", "ls", "--help").out
+
+
+def test_the_daemons_own_name_means_another_daemon(spl: Run, daemon: Daemon) -> None:
+    """Mostly the export of its home is missing in this terminal."""
+    for argv in (("federation", "show", "alice"), ("aitl", "approve", "alice"), ("doctor", "alice")):
+        said = spl(*argv).err
+        assert "alice is itself the daemon that was asked (~/.syncro)" in said, said
+        assert "for that of another home first: export SYNCROPEL_HOME=DIR" in said
+    assert "itself" not in spl("federation", "show", "bob").err
+
+
+def test_help_names_no_daemon_where_none_is_asked(spl: Run) -> None:
+    for words, options in (("status", "--home --context"), ("serve", "--home"), ("demo", ""), ("completion", "")):
+        page = spl(words, "--help").out
+        assert {each for each in ("--home", "--context") if f"{each} " in page.rpartition("common options:")[2]} == set(
+            options.split()
+        ), words
+    assert spl("--context", "none-such", "version").code == 0
+
+
 def test_words_near_nothing_point_to_help(spl: Run) -> None:
+    assert "its commands: spl federation --help" in spl("federation", "frobnicate").err
     result = spl("frobnicate")
     assert (result.code, result.err) == (
         2,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spl.cli import main
-from spl.cli.command import Command, Group, parser_of
+from spl.cli.command import Command, Group, actions_of
 from spl.core.errors import CODES
 from tests.cli.conftest import Run
 
@@ -37,7 +37,7 @@ def test_every_command_option_and_code_is_told(pages: Path) -> None:
                 assert isinstance(command, Command)
                 path = pages / f"spl-{command.name.replace(' ', '-')}.1"
                 page = subprocess.run(["mandoc", "-Tascii", path], capture_output=True, text=True, check=True).stdout
-                for action in parser_of(command)._actions:
+                for action in actions_of(command):
                     assert all(name in _plain(page) for name in action.option_strings), (path, action)
 
 

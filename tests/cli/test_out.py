@@ -190,6 +190,23 @@ def test_an_error_is_what_evidence_why_fix_docs() -> None:
     )
 
 
+def test_a_message_goes_on_below_itself_on_a_terminal_and_a_command_never() -> None:
+    out, _, stderr = an_out(tty=True, COLUMNS="60")
+    prose = "it takes no more records until the daemon restarts on a sound disk"
+    out.failure(SplError("store-readonly", prose, hint="spl federation refresh PAIR --url http://192.168.1.20:9100/"))
+    assert stderr.text == (
+        "error: it takes no more records until the daemon restarts on\n"
+        "  a sound disk [store-readonly]\n"
+        "  why       A disk sync failed; nothing is acknowledged\n"
+        "            until the daemon restarts on a sound disk.\n"
+        "  fix       spl federation refresh PAIR --url http://192.168.1.20:9100/\n"
+        "  docs      spl help store-readonly\n"
+    )
+    out, _, stderr = an_out(COLUMNS="60")
+    out.warn(f"! {prose}")
+    assert stderr.text == f"! {prose}\n"
+
+
 def test_quiet_drops_talk_and_keeps_warnings_and_errors() -> None:
     out, _, stderr = an_out(tty=True, COLUMNS="80")
     out.quiet = True

@@ -16,6 +16,7 @@ from spl.cli.paste import pasted, spl_of
 from spl.core.errors import CODES, steps
 from spl.doctor import catalogue
 from spl.doctor.facts import Facts
+from spl.net.address import LAN_STEP
 from spl.net.client import Reply
 from spl.sync.peer import bare
 from tests.cli.conftest import Daemon, Run, error
@@ -61,7 +62,7 @@ THEIRS = ("on bob: ", "on the peer: ", "on the peer, ", "at the peer: ", "ask th
     ("ask bob's operator, by voice, then: spl sync X", "ask bob's operator, by voice, then: HERE spl sync X"),
     ("upgrade the peer, then: spl sync X && spl status", "upgrade the peer, then: HERE spl sync X && HERE spl status"),
     ("on both sides: spl doctor X", "on both sides: HERE spl doctor X"),
-    ("on a network that you trust: spl serve --lan", "on a network that you trust: HERE spl serve --lan"),
+    (LAN_STEP, LAN_STEP.replace("spl serve", "HERE spl serve")),
     ('the peer says: "run: spl sync X"', 'the peer says: "run: spl sync X"'),
     ("on bob: spl logs; then: spl sync X", "on bob: spl logs; then: HERE spl sync X"),
 ])  # fmt: skip

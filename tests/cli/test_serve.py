@@ -11,6 +11,7 @@ import pytest
 from spl.cli import serve
 from spl.cli.command import UsageError
 from spl.cli.out import Out
+from spl.core.errors import SplError
 from spl.daemon import ServeOptions
 from tests.cli.conftest import Run, Stream
 
@@ -28,6 +29,19 @@ def test_serve_passes_its_flags_on(spl: Run, home: Path, monkeypatch: pytest.Mon
     assert seen == [
         {"home": home, "host": "::1", "port": 0, "public_url": None, "insecure_localhost": True, "log_format": "json"}
     ]
+
+
+def test_a_start_that_fails_says_that_it_made_a_home(spl: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: ServeOptions) -> int:
+        options.home.mkdir(exist_ok=True)
+        raise SplError("listen-failed", "the port is taken")
+
+    monkeypatch.setattr(serve, "run", fail)
+    fresh = str(home.parent / "fresh")
+    assert (
+        "~/fresh was made and has no identity yet: SYNCROPEL_HOME=~/fresh spl init" in spl("serve", "--home", fresh).err
+    )
+    assert "was made" not in spl("serve", "--home", fresh).err
 
 
 @pytest.fixture

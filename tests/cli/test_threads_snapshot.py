@@ -43,6 +43,14 @@ def test_what_is_damaged_in_a_file_is_passed_over_if_asked(spl: Run, daemon: Dae
     assert "2 lines of the file damaged or missing" in result.err
 
 
+def test_a_file_that_was_cut_names_the_way_to_what_is_left(spl: Run, daemon: Daemon, tmp_path: Path) -> None:
+    file = tmp_path / "a b.jsonl"
+    file.write_text("x")
+    daemon.answers["POST", "/v1/threads/restore?dry_run=0"] = (422, error("snapshot-malformed", "it is cut"))
+    step = f"what is sound of it: spl thread restore --skip-damaged '{file}'"
+    assert step in " ".join(spl("thread", "restore", str(file)).err.split())
+
+
 def test_what_is_left_out_is_named(spl: Run, daemon: Daemon) -> None:
     own, stolen = {"th_aitl": 2, "th_rules": 1}, {"did:sync:instance:bob": 4}
     daemon.answers["POST", "/v1/threads/restore?dry_run=0"] = {

@@ -319,7 +319,16 @@ def test_a_peer_that_publishes_its_loopback_is_not_looked_for_at_our_own_daemon(
     fix = "on bob: set public_url, or in a private network stop the daemon, then: spl serve --lan"
     assert findings(there)[0].fix == fix
     beside = {**there, "url": "http://127.0.0.1:9200"}
-    assert findings(beside)[0].fix == f"{REFRESH} --url http://127.0.0.1:9200"
+    typed = f"{REFRESH} --url http://127.0.0.1:9200"
+    assert findings(beside)[0].fix == f"{fix}; if it runs on this machine: {typed}"
+    assert findings({**beside, "own_url": "http://127.0.0.1:9100"})[0].fix == typed
+
+
+def test_plain_http_is_refused_in_a_private_network_where_lan_was_left_out() -> None:
+    plain = {**WELL, **failure("http-plain")}
+    step = "on a network that you trust, stop the daemon, then: spl serve --lan; or use https"
+    assert findings({**plain, "url": "http://192.168.1.20:9100"})[0].fix == step
+    assert "--lan" not in findings({**plain, "url": "http://bob.example"})[0].fix
 
 
 def test_our_loopback_is_no_address_for_a_peer_elsewhere() -> None:

@@ -63,7 +63,7 @@ def test_a_peer_that_is_down(alice: Instance, bob: Instance, pair_id: str) -> No
     """One problem, what is behind it skipped; when the peer is back nothing is left."""
     bob.stop()
     assert problems(alice, pair_id) == {
-        "connect": f"on bob: spl serve --port {urlsplit(bob.url).port}; if it runs, open its port in the firewall; "
+        "connect": f"on bob: spl serve --port {urlsplit(bob.url).port}; "
         f"if the peer has moved, give the URL in its status: spl federation refresh {pair_id} --url NEW-URL"
     }
     found = marks(alice, pair_id)

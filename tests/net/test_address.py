@@ -5,7 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.core.errors import CODES
-from spl.net.address import Proxies, ReachError, connect_step, is_loopback, judge, parse_url, source_of, stands_at
+from spl.net.address import (
+    Proxies,
+    ReachError,
+    connect_step,
+    is_loopback,
+    judge,
+    parse_url,
+    source_of,
+    stands_at,
+    tls_step,
+)
 
 PUBLIC = [
     "8.8.8.8",
@@ -168,18 +178,38 @@ def test_a_url_without_its_scheme_is_told_which_one(text: str, hint: str) -> Non
 @pytest.mark.parametrize(
     ("url", "hint"),
     [
-        ("https://bob.example/", "on the peer: spl serve; {open}"),
-        ("http://127.0.0.1:9100/", "on the peer: spl serve; {open}"),
-        ("http://127.0.0.1:9200/", "on the peer: spl serve --port 9200; {open}"),
+        ("https://bob.example/", "on the peer: spl serve; if it runs, open its port in the firewall"),
+        ("http://127.0.0.1:9100/", "on the peer: spl serve"),
+        ("http://127.0.0.1:9200/", "on the peer: spl serve --port 9200"),
+        ("http://192.168.1.20:9200/", "on the peer: spl serve --lan --port 9200; {lan}"),
         (
             "http://192.168.1.20/",
             "with the port of the peer, 9100 if it was told none: http://192.168.1.20:9100/; "
-            "on the peer: spl serve; {open}",
+            "on the peer: spl serve --lan; {lan}",
         ),
     ],
 )
 def test_the_step_where_nothing_listens_names_the_port(url: str, hint: str) -> None:
-    assert connect_step(parse_url(url)) == hint.format(open="if it runs, open its port in the firewall")
+    """And to start for the network where the address is one of a private network."""
+    lan = (
+        "if it runs without --lan, only its own machine reaches it: stop it first; "
+        "if with it, open its port in the firewall"
+    )
+    port = "if its `spl status` shows another port, name that one"
+    assert connect_step(parse_url(url)) == f"{hint.format(lan=lan)}; {port}"
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "step"),
+    [
+        ("127.0.0.1", "127.0.0.1", "if it has no TLS: http://127.0.0.1:9200/; otherwise "),
+        ("::1", "::1", "if it has no TLS: http://[::1]:9200/; otherwise "),
+        ("kitchen.local", "192.168.1.7", "if it has no TLS: http://kitchen.local:9200/; otherwise "),
+        ("bob.example", "203.0.113.7", "at the peer: "),
+    ],
+)
+def test_a_handshake_that_fails_near_by_most_often_meets_a_plain_port(name: str, address: str, step: str) -> None:
+    assert tls_step(name, address, 9200) == f"{step}this port must speak TLS, version 1.2 or newer"
 
 
 @pytest.mark.parametrize(
