@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.sync.test_reconcile import KEY, asked, emit_many, grant
 
 from spl.core.errors import SplError
 from spl.core.record.fingerprint import HELD, Question
 from spl.sync.compare.fingerprints import BURST_S, PAY_WAIT_S, QUESTIONS_MAX, THREAD_SHARE
 from tests.nodes import Node, join, nodes
+from tests.sync.compare.test_reconcile import KEY, asked, emit_many, grant
 from tests.waiting import turns
 
 
