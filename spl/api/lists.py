@@ -6,6 +6,7 @@ the SDK knows nothing but the clocks of what it wrote.
 """
 
 import json
+from array import array
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from .services import Services
 LIMIT_DEFAULT: Final = 100
 SCAN_ROWS: Final = 500
 """Rows of the index read at once: some 100 kB."""
+HELD_ROWS: Final = 64
+"""Rows that a list which its client does not read keeps in memory."""
 ANSWER_BYTES: Final = 8 * MIB
 """A list ends early beyond this; the next one goes on after its last sequence."""
 PIECE_BYTES: Final = 64 * KIB
@@ -221,19 +224,22 @@ def pieces_of(wanted: Wanted, rows: Iterable[Row], limit: int) -> Iterator[bytes
 def _newest(wanted: Wanted, names: Iterable[str], limit: int) -> Iterator[bytes]:
     """Yield as `pieces_of` does, of the newest wanted records; b"" while they are looked for, from the end.
 
-    Only rows are kept of those that were found, and the records are read again as they are sent.
+    Only sequences are kept of those that were found, and the records are read again as they are sent.
     """
-    found, room = list[Row](), ANSWER_BYTES
+    found, room = array("Q"), ANSWER_BYTES
     for rows in _backwards(wanted, list(names), limit):
         for row in rows:
             room -= row.length
             if len(found) == limit or (found and room < 0):
                 break
-            found.append(row)
+            found.append(row.seq)
         if len(found) == limit or room < 0:
             break
         yield b""
-    yield from pieces_of(wanted, reversed(found), limit)
+    found.reverse()
+    starts = range(0, len(found), HELD_ROWS)
+    again = (row for at in starts for row in wanted.store.index.rows(found[at : at + HELD_ROWS]))
+    yield from pieces_of(wanted, again, limit)
 
 
 def _backwards(wanted: Wanted, names: list[str], limit: int) -> Iterator[list[Row]]:

@@ -170,8 +170,9 @@ async def _lines(services: Services, *, repair: bool) -> AsyncIterator[bytes]:
     try:
         async for step in _steps(services, repair=repair):
             yield canon.told(step) + b"\n"
-    except SplError as exc:
-        yield canon.told({"step": "error", "error": exc.to_json()}) + b"\n"
+    except (SplError, OSError) as exc:
+        error = exc if isinstance(exc, SplError) else SplError("store-damaged", f"the log cannot be read: {exc}")
+        yield canon.told({"step": "error", "error": error.to_json()}) + b"\n"
 
 
 async def _steps(services: Services, *, repair: bool) -> AsyncIterator[Step]:

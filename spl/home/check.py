@@ -5,7 +5,7 @@ lock; opening that cuts a torn tail as a start of the daemon would, and the firs
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from ..core.value import Json, asdict
 from .disk import Disk, lock_home
 from .home import BACK, STORE, epoch_of, log_lacking, now_ms, random_bytes
 from .log import Log
-from .recovery import DAMAGES_MAX, Damage, misplaced
+from .recovery import DAMAGES_MAX, Damage, headless, misplaced
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, Place, RunChain, Segments
 
 PROGRESS_LINES: Final = 20_000
@@ -82,6 +82,9 @@ class StoreCheck:
             yield from self._damage("foreign", misplaced(aside))
         if self._misled:
             yield from self._damage("index", self._misled)
+        if self.damaged:
+            self._store.index.reader.doubted |= not self.fits_index()
+            self._store.doubt(place.seq for place in self.places)
         yield {
             "step": "done", "lines": self.lines, "records": self.records, "damaged": self.damaged,
             "projections": self.projections, "lost_lines": self.lost, "held_lines": self.held,
@@ -104,7 +107,7 @@ class StoreCheck:
             found = Damage(expected, max(0, segment - expected), *(self._bad or (segment, 0)), end=(segment, 0))
             yield from self._damage("line", found)
         if not self._chain.enter(raw, segment):
-            yield from self._damage("header", Damage(segment, 0, segment, 0, end=(segment, len(raw) + 1)))
+            yield from self._damage("header", headless(segment))
 
     def _look_up(self, line: Line, place: Place) -> None:
         if not self._misled and not self._store.index.leads_to(line.seq, place, line.payload):
@@ -172,7 +175,12 @@ def check_home(home: Path) -> Iterator[Step]:
     """
     with opened(home) as (store, disk):
         yield {"step": "opened", "cut_bytes": store.report.cut_bytes}
-        yield from StoreCheck(store, home / STORE, disk).run()
+        check = StoreCheck(store, home / STORE, disk)
+        yield from check.run()
+        if not check.fits_index():  # so that the next start knows
+            with suppress(SplError):
+                for _ in store.reindex(random_bytes):
+                    pass
 
 
 def facts_of_home(home: Path) -> dict[str, Any]:
@@ -185,12 +193,12 @@ def facts_of_home(home: Path) -> dict[str, Any]:
 def opened(home: Path) -> Iterator[tuple[Log, Disk]]:
     """Give the store of a home under its lock; keys and configuration are not touched.  Raises "store-missing"."""
     disk = Disk()
-    if not (home / STORE).is_dir() and not log_lacking(home, disk):
+    if lacking := log_lacking(home, disk):
+        raise lacking
+    if not (home / STORE).is_dir():
         raise CheckError("not-found", f"there is no store in {home}", hint="spl init")
     lock = lock_home(home)
     try:
-        if lacking := log_lacking(home, disk):
-            raise lacking
         store = Log.open(
             home / STORE, disk, Limits(), now_ms=now_ms, random_bytes=random_bytes,
             progress=lambda done, total: None, epoch=epoch_of(home, disk),

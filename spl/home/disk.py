@@ -44,6 +44,7 @@ SPOOL_NAME: Final = "snapshot-ids"
 
 _ID_BYTES: Final = 32
 _READ_IDS: Final = 256
+_SECTOR_BYTES: Final = 4096
 _REFUSED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT})
 _LACKING: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
 _NO_LOCKS: Final = _LACKING | {errno.ENOLCK}
@@ -98,6 +99,28 @@ class File:
             parts.append(data)
             have += len(data)
         return b"".join(parts)
+
+    def stretches(self, offset: int, end: int, size: int) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, at most `size` bytes) of a part of the file; b"" for 4 KiB that the disk cannot read."""
+        careful_to = offset
+        while offset < end:
+            careful = offset < careful_to
+            stop = min(end, offset - offset % _SECTOR_BYTES + _SECTOR_BYTES if careful else offset + size)
+            try:
+                data = self.pread(stop - offset, offset)
+            except OSError as exc:
+                if exc.errno != errno.EIO:
+                    raise
+                if not careful:
+                    careful_to = stop
+                    continue
+                data, careful_to = b"", 0
+            else:
+                if not data:
+                    return
+                stop = offset + len(data)
+            yield offset, data
+            offset = stop
 
     def map(self, size: int, offset: int) -> memoryview:
         """Return `size` bytes at `offset` as shared, read-only memory; the kernel may take the pages back any time."""

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from ..core import when
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.identity.did import certifies, chain_of, multibase, words
+from ..core.identity.pins import KIND_CHAIN, pin_body
 from ..core.limits import Limits
 from ..core.value import Json, dataclass
 from .config import FILE_NAME, Config, ConfigError, load
@@ -24,7 +26,7 @@ from .log import Log
 from .recovery import CLEAN_NAME
 from .segments import LineError, Segments, parse
 from .vault import Identity, Vault
-from .views import THREAD_TOKENS, Views
+from .views import THREAD_PAIRS, THREAD_TOKENS, Views
 from .views import load as load_views
 from .writer import Writer
 from .writes import Own, Signer
@@ -128,6 +130,12 @@ class Home:
             self.writer.views = load_views(self.store, identity.did, self.config.limits)
         self.writer.signer = Signer(identity.chain, identity.key)
 
+    def former_pins(self) -> list[Own]:
+        """Return what pins the chains of this home's former identities: what they signed is verified by them."""
+        pins = self.views.pins
+        unknown = [chain for chain in self.vault.former() if pins.chain(chain.did) != chain and not pins.code_of(chain)]
+        return [Own(THREAD_PAIRS, KIND_CHAIN, pin_body(chain)) for chain in unknown]
+
     def close(self) -> None:
         """Close the store cleanly and release the lock; the writer must be closed and its thread ended before."""
         self.store.close()
@@ -154,6 +162,8 @@ def log_lacking(path: Path, disk: Disk) -> SplError | None:
     The log is made before the first key, so one without the other is an empty folder in the place of a volume, or a
     loss.  Taken for a new home, it would acknowledge records that vanish when the volume is back.
     """
+    if unmounted := _volume_lacking(path, disk):
+        return unmounted
     known = epoch_of(path, disk)
     try:
         segments = Segments(path / STORE, disk)
@@ -172,6 +182,39 @@ def log_lacking(path: Path, disk: Disk) -> SplError | None:
     if not (disk.list(path / KEYS) or disk.list(path / SECRETS)):
         return None
     return SplError("store-missing", f"{path} has keys, and there is no log in {path / STORE}")
+
+
+def _volume_lacking(path: Path, disk: Disk) -> SplError | None:
+    """Return the "store-missing" of a folder where a volume with a home was mounted that is not mounted now."""
+    note = _volume_note(path)
+    try:
+        did = (disk.read(note, 4096) or b"").decode(errors="replace").strip() if note else ""
+        if not note or not did or path.is_mount() or IDENTITY in disk.list(path / KEYS):
+            return None
+    except (OSError, DiskError):
+        return None
+    text = f"the volume with the home of {did[:200]} is not mounted at {path}"
+    again = f"to make a new home there: rm {for_shell(note)}"
+    return SplError("store-missing", text, hint=f"mount it, then: spl serve; {again}")
+
+
+def _note_volume(path: Path, disk: Disk, did: str) -> None:
+    """Remember, outside of a home that is a volume of its own, whose home it is; as far as there is a place for it."""
+    note = _volume_note(path)
+    if note and path.is_mount():
+        with suppress(OSError, DiskError):
+            disk.mkdir(note.parent)
+            if disk.read(note, 4096) != did.encode():
+                disk.replace_atomic(note, did.encode())
+
+
+def _volume_note(path: Path) -> Path | None:
+    """Return the file that would remember a volume, None without a folder for the state of programs."""
+    home = os.environ.get("HOME", "")
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path(home, ".local/state"))
+    if not state.is_absolute():
+        return None
+    return state / "spl" / f"volume-{sha256(bytes(path.resolve())).hexdigest()[:16]}"
 
 
 def epoch_of(path: Path, disk: Disk) -> str:
@@ -236,6 +279,12 @@ def open_home(
         home = Home(path, config, lock, disk, store, vault, writer)
         if vault.identity is not None:
             home.adopt(vault.identity)
+            _note_volume(path, disk, vault.identity.did)
+            if pins := home.former_pins():
+                future = writer.submit(pins)
+                writer.commit_waiting()
+                with suppress(SplError):  # a full disk: the next start pins them
+                    future.result()
     except BaseException:
         lock.release()
         raise
@@ -249,6 +298,8 @@ def init_home(path: Path, label: str = "", *, new_log: bool = False) -> Json:
     Raises as `open_home` does, "identity-missing" for a log whose keys are gone.
     """
     disk = Disk()
+    if unmounted := _volume_lacking(path, disk):
+        raise unmounted
     disk.own(path)
     created = []
     if lacking := keys_lacking(path, disk):
@@ -266,6 +317,7 @@ def init_home(path: Path, label: str = "", *, new_log: bool = False) -> Json:
             created.append("identity")
         identity = home.vault.generate(label or default_label())
         home.adopt(identity)
+        _note_volume(path, disk, identity.did)
         if "log" in created or disk.read(path / TOKEN, 4096) is None:
             _mint_admin(home)
             created.append("token")

@@ -42,6 +42,7 @@ from .recovery import (
     Replay,
     StoreError,
     clean_mark,
+    headless,
     held_lines,
     joined,
     known_lost,
@@ -239,7 +240,7 @@ class Log:
 
     def held_lines(self, damage: Damage) -> int:
         """Return how many of the lines lost at a place are held elsewhere, or are not missed.  Raises OSError."""
-        return self._held_lines(self.index, damage)
+        return self._held_in(self.index, damage)
 
     def is_settled(self, damage: Damage) -> bool:
         """Return whether `settle` was called for this place."""
@@ -258,6 +259,17 @@ class Log:
     def look_again(self) -> None:
         """Leave out of `lost` those places of which everything is held again.  Raises OSError."""
         self.lost = self._lost_in(self.index)
+
+    def doubt(self, seqs: Iterable[int]) -> None:
+        """Take in what a check found: lines that are damaged, and headers, of which no reading tells.  Raises OSError.
+
+        The lines are lost as soon as the index is built again.
+        """
+        for seq in seqs:
+            if self.index.place(seq) is not None:
+                self.index.reader.leave_out(seq)
+        self._remember(self._places)
+        self.look_again()
 
     def look_for_room(self) -> None:
         """Write and sync some bytes behind the last line and cut them off again, if the last append found no room.
@@ -393,22 +405,23 @@ class Log:
         self.index = fresh
 
     def _remember(self, damaged: Iterable[Damage]) -> None:
-        """Keep where something was lost, the files that were taken out among it; later openings may not read there."""
-        known, self._places = self._places, tuple(dict.fromkeys([*damaged, *map(misplaced, self._segments.aside())]))
+        """Keep where something was lost, with bad headers and files taken out; later openings may not read there."""
+        known, lines = self._places, [place for place in damaged if not place.is_header]
+        scars = *map(headless, self._segments.headless()), *map(misplaced, self._segments.aside())
+        self._places = tuple(dict.fromkeys([*lines, *scars]))
         if self._places != known:
             with suppress(OSError):  # the next check finds them again
                 write_lost(self._folder, self._disk, self._places)
 
     def _lost_in(self, index: Index) -> tuple[Damage, ...]:
-        return tuple(item for item in self._places if not self._is_whole(index, item))
+        """Return the places of which something is missing, or that nobody looked at if no line was lost there."""
+        return tuple(
+            item
+            for item in self._places
+            if not (self._held_in(index, item) >= item.lines if item.lines else self.is_settled(item))
+        )
 
-    def _is_whole(self, index: Index, damage: Damage) -> bool:
-        """Return whether nothing is missing of a place; if no line was lost, an operator must have checked it."""
-        if not damage.lines:
-            return self.is_settled(damage)
-        return self._held_lines(index, damage) >= damage.lines
-
-    def _held_lines(self, index: Index, damage: Damage) -> int:
+    def _held_in(self, index: Index, damage: Damage) -> int:
         return held_lines(index, self._segments, damage, settled=self.is_settled(damage))
 
     def _check_writable(self) -> None:

@@ -152,13 +152,16 @@ class _LogFile(logging.FileHandler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, and end the file if that filled it."""
-        super().emit(record)
+        """Write a line, and end the file if that filled it; one that cannot be written ends nobody's work."""
         try:
+            super().emit(record)  # opens the file if it is not open
             if self.stream is not None and self.stream.seekable() and self.stream.tell() >= FILE_BYTES:
                 self._rotate()
         except (OSError, ValueError):
             self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no traceback for each line on a full disk: the line itself goes to stderr as well."""
 
     def _rotate(self) -> None:
         if self.stream is not None:

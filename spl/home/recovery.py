@@ -13,6 +13,7 @@ A damaged or lost line keeps its seq and has an empty row in the index; its byte
 give the seqs of a shortened log again, which makes the loss unknown at the next opening.
 """
 
+import errno
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,6 +72,11 @@ class Damage:
     segment: int
     offset: int
     end: tuple[int, int]
+
+    @property
+    def is_header(self) -> bool:
+        """Whether a segment's header was damaged, and nothing else."""
+        return not self.lines and (self.segment, self.offset) == (self.seq, 0) != self.end
 
     @property
     def behind(self) -> int:
@@ -196,7 +202,7 @@ def joined(known: Iterable[Damage], found: Sequence[Damage]) -> list[Damage]:
 def read_settled(folder: Path, disk: Disk) -> frozenset[tuple[int, int]]:
     """Return (first seq, lines) of the places that were settled; what cannot be read is none."""
     try:
-        found = json.loads(disk.read(folder / SETTLED_NAME, _SETTLED_BYTES_MAX) or b"[]")
+        found = json.loads(_noted(folder / SETTLED_NAME, disk, _SETTLED_BYTES_MAX))
         return frozenset((int(seq), int(lines)) for seq, lines in found)
     except _UNREADABLE:
         return frozenset()
@@ -205,6 +211,11 @@ def read_settled(folder: Path, disk: Disk) -> frozenset[tuple[int, int]]:
 def write_settled(folder: Path, disk: Disk, places: frozenset[tuple[int, int]]) -> None:
     """Keep the first 1000 settled places.  Raises OSError."""
     disk.replace_atomic(folder / SETTLED_NAME, json.dumps(sorted(places)[:DAMAGES_MAX]).encode())
+
+
+def headless(first: int) -> Damage:
+    """Return the place of a segment's header that is damaged; no line is missing for that."""
+    return Damage(first, 0, first, 0, (first, 1))
 
 
 def misplaced(aside: Path) -> Damage:
@@ -216,7 +227,7 @@ def misplaced(aside: Path) -> Damage:
 def read_lost(folder: Path, disk: Disk) -> list[Damage]:
     """Return the places where something was lost that are remembered; what cannot be read is none."""
     try:
-        found = json.loads(disk.read(folder / LOST_NAME, _LOST_BYTES_MAX) or b"[]")
+        found = json.loads(_noted(folder / LOST_NAME, disk, _LOST_BYTES_MAX))
         rows = [[int(number) for number in row] for row in found]
         return [
             Damage(seq, lines, segment, at, (to, end))
@@ -253,6 +264,7 @@ class Replay:
         self._pending: tuple[int, int] | None = None  # where the bad bytes since then begin
         self._chain = RunChain(index.covered + 1, index.run)
         self._batch: list[Added] = []
+        self._unread = 0  # lines that may stand in a tail that cannot be read
 
     def run(self, end: tuple[int, int] | None = None) -> Iterator[tuple[int, int]]:
         """Read to the end, or up to a place (segment, offset); yield (bytes read, bytes in all) between batches.
@@ -283,19 +295,28 @@ class Replay:
         self._commit()
 
     def cut_tail(self) -> int:
-        """Cut what follows the last good line in the last segment, write and sync the rest; return the bytes cut."""
-        _, end = self._good_end
+        """Cut what follows the last good line in the last segment, write and sync the rest; return the bytes cut.
+
+        A tail that the disk cannot read is left to `pass_over_tail`.
+        """
+        last, end = self._good_end
         if self._pending and self._pending < self._good_end:
             self._close_gap(self._chain.expected, self._pending, self._good_end)
-        active = self._segments.open_last()
-        if cut := active.size() - end:
+        active, self._pending = self._segments.open_last(), None
+        cut = active.size() - end
+        if any(not data for _, data in active.stretches(end, end + cut, TAIL_BYTES)):
+            # Nobody knows what stands there, so it stays, and each line that has room in it keeps its seq.
+            self._unread = cut // LINE_BYTES_MIN + 1
+            self._pending, self._next = (last, end), (last, end + cut)
+            cut = 0
+        elif cut:
             active.truncate(end)
         self._segments.write_again(TAIL_BYTES)
-        self._pending = None
         return cut
 
     def pass_over_tail(self, seq: int, run: str) -> bool:
         """Report what is bad or missing at the end of a log that was stopped cleanly behind line `seq`, if anything."""
+        seq = max(seq, self._chain.expected - 1 + self._unread)
         if not self._pending and seq < self._chain.expected:
             return False
         self._close_gap(seq + 1, self._pending or self._next, self._next)
@@ -354,7 +375,7 @@ def _fit(index: Index, seq_max: int) -> int:
 def _read_mark(folder: Path, disk: Disk) -> dict[str, Any] | None:
     """Return the mark of a clean stop; None when there is none to rely on."""
     try:
-        mark: dict[str, Any] = json.loads(disk.read(folder / CLEAN_NAME, _SMALL_BYTES_MAX) or b"")
+        mark: dict[str, Any] = json.loads(_noted(folder / CLEAN_NAME, disk, _SMALL_BYTES_MAX))
         sound = (
             isinstance(mark["run"], str)
             and len(bytes.fromhex(mark["run"])) == len(RUN_START) // 2
@@ -365,6 +386,16 @@ def _read_mark(folder: Path, disk: Disk) -> dict[str, Any] | None:
     # A mark that was hit must not make lines lost: the last segment had room for those that are counted.
     sound = sound and mark["segment"] - 1 <= mark["seq"] < mark["segment"] + mark["bytes"] // LINE_BYTES_MIN
     return mark if sound else None
+
+
+def _noted(path: Path, disk: Disk, bytes_max: int) -> bytes:
+    """Return what stands in a small file beside the log; nothing if it is absent, or the disk cannot read it."""
+    try:
+        return disk.read(path, bytes_max) or b""
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+        return b""
 
 
 def _fits(mark: dict[str, Any], segments: Segments) -> bool:
@@ -394,8 +425,8 @@ def _clear_up(folder: Path, disk: Disk, segments: Segments) -> int:
     cut = 0
     while segments.firsts:
         last = segments.firsts[-1]
-        _, _, _, whole = next(segments.lines(last, 0), (0, 0, b"", False))
-        if whole:
+        begun = next((whole or not raw for _, _, raw, whole in segments.lines(last, 0)), False)
+        if begun:  # or it cannot be read
             break
         cut += segments.size(last)
         segments.drop_last()

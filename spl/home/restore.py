@@ -13,9 +13,10 @@ What a key signed that was retired long ago is restored from a file that this in
 present key, or the key's owner did its own; from another file only where the operator says so.
 
 The key chains in the file of an operator are pinned as if a relay had shown them, so a home that never met the signers
-takes their records; a tenant's file teaches nothing.  Of another instance's full backup the daemon's own threads are
-left out, for they say nothing about this home; and of an operator's file for which neither we nor the signer vouch,
-what a compromised key signed, named and counted: one stolen key must not keep a whole backup out.
+takes their records; a tenant's file teaches nothing.  Of a full backup of another instance, or of this home when it had
+another identity, the daemon's own threads are left out, for they say nothing about this one; and of an operator's file
+for which neither we nor the signer vouch, what a compromised key signed, named and counted: one stolen key must not
+keep a whole backup out.
 
 A restore belongs to a token, from the first piece of an upload to its end: one at a time each, three of them for those
 that are no operator's, and one place more that only an operator takes.  An upload that others wait for gives way after

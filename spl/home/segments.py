@@ -51,6 +51,7 @@ _BODY: Final = b'"body":'
 _SUM: Final = b',"sum":"'
 _RUN_DIGITS: Final = 32
 _ANCHORS_MAX: Final = 8  # runs that may go on behind a gap; a damaged file offers any number
+_SEQ: Final = re.compile(rb'\{"k":"[a-z]{1,9}","seq":([0-9]{1,20}),')
 _RUN_FIELD: Final = re.compile(rb',"run":"([0-9a-f]{32})","(?:env|body)":')
 
 
@@ -160,7 +161,8 @@ class Segments:
         file = self._disk.open_edit(self._path(self.firsts[-1]))
         at = max(0, file.size() - bytes_max)
         try:
-            file.pwrite(file.pread(bytes_max, at), at)
+            for offset, data in file.stretches(at, file.size(), bytes_max):
+                file.pwrite(data, offset)
         except OSError as exc:
             if exc.errno not in (errno.ENOSPC, errno.EDQUOT):  # some file systems copy what is written again
                 raise
@@ -183,7 +185,9 @@ class Segments:
         wrong = [
             first
             for first in firsts
-            if (header := self._header(self._path(first))) and (header.seq, header.epoch) != (first, epoch)
+            if (header := self._header(self._path(first)))
+            and (header.seq, header.epoch) != (first, epoch)
+            and not (header.epoch == epoch and self._goes_on(first))
         ]
         for first in wrong:
             self._put_aside(first)
@@ -209,9 +213,21 @@ class Segments:
             self._put_aside(first)
         return strays
 
+    def headless(self) -> list[int]:
+        """Return the segments whose files are there, and their headers damaged."""
+        names = set(self._disk.list(self.folder))
+        paths = {first: self._path(first) for first in self.firsts}
+        return [first for first, path in paths.items() if path.name in names and not self._header(path)]
+
     def aside(self) -> list[Path]:
         """Return the files that were taken out of the log; their names begin with the place where they stood."""
         return [self.folder / name for name in self._disk.list(self.folder) if _ASIDE.fullmatch(name)]
+
+    def _goes_on(self, first: int) -> bool:
+        """Return whether the line that belongs there is behind a header: a former version wrote on like that."""
+        _, _, behind = self._disk.open_read(self._path(first)).pread(_HEADER_BYTES_MAX, 0).partition(b"\n")
+        found = _SEQ.match(behind)
+        return found is not None and int(found[1]) == first
 
     def _put_aside(self, first: int) -> None:
         names = {path.name for path in self.aside()}
@@ -222,7 +238,9 @@ class Segments:
     def _header(self, path: Path) -> Header | None:
         try:
             return header_of(self._disk.open_read(path).pread(_HEADER_BYTES_MAX, 0).split(b"\n", 1)[0])
-        except FileNotFoundError:
+        except OSError as exc:
+            if exc.errno not in (errno.ENOENT, errno.EIO):
+                raise
             return None
 
     def _rename(self, old: Path, new: Path) -> None:
@@ -263,7 +281,8 @@ class Segments:
     def lines(self, first: int, offset: int) -> Iterator[tuple[int, int, bytes, bool]]:
         """Yield (segment, offset, bytes without line feed, whether it had one) from a place to the end of the log.
 
-        A segment that is gone, with others behind it, is passed over; the numbers of the lines show what is missing.
+        What the disk cannot read ends a line without one, of no bytes if nothing is before it.  A segment that is gone,
+        with others behind it, is passed over; the numbers of the lines show what is missing.
         """
         for segment in [each for each in self.firsts if each >= first]:
             try:
@@ -272,8 +291,13 @@ class Segments:
                 if segment == self.firsts[-1]:
                     raise
                 continue
-            rest, end = b"", file.size()
-            while data := file.pread(max(0, min(_CHUNK_BYTES, end - at - len(rest))), at + len(rest)):
+            rest = b""
+            for place, data in file.stretches(at, file.size(), _CHUNK_BYTES):
+                at = at if rest else place
+                if not data:
+                    yield segment, at, rest, False
+                    rest = b""
+                    continue
                 *whole, rest = (rest + data).split(b"\n")
                 for raw in whole:
                     yield segment, at, raw, True
@@ -421,17 +445,9 @@ def entry_of(line: Line) -> Entry:
             value = json.loads(payload.decode())
             record = value["record"]
             return Entry(
-                kind,
-                payload,
-                line.origin,
-                line.ns,
-                line.own,
-                value["id"],
-                record["thread"],
-                record["actor"],
-                record["clock"],
-                value["sig"]["by"],
-            )
+                kind, payload, line.origin, line.ns, line.own, value["id"], record["thread"], record["actor"],
+                record["clock"], value["sig"]["by"],
+            )  # fmt: skip
         if kind == PROJECTION:
             value = json.loads(payload.decode())
             level = value["projection"]["level"]

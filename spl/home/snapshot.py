@@ -221,16 +221,16 @@ class Places:
     store: Log
     own_did: str
     ours: bool
-    whole: bool
+    selects: bool
+    """Whether what stands in the own threads of another DID's daemon is left out."""
     ways: _Ways
     rights: Rights
     compromised: Set[tuple[str, str]] = frozenset()
     """Signers and keys of theirs whose lines are left out."""
 
     def leaves_out(self, envelope: Envelope) -> bool:
-        """Return whether a line is about the daemon of another instance, in an operator's file of all its threads."""
-        foreign = envelope.sig.by != self.own_did and record.is_reserved(envelope.record["thread"])
-        return foreign and self.whole and not self.ours and self.rights.admin
+        """Return whether a line is about the daemon of another DID, in an operator's file of all its threads."""
+        return self.selects and envelope.sig.by != self.own_did and record.is_reserved(envelope.record["thread"])
 
     def passes_over(self, envelope: Envelope) -> bool:
         """Return whether nothing of a line is stored, although the file as a whole is."""
@@ -385,8 +385,10 @@ class Judge:
     def _refresh(self) -> None:
         self._gate = self._new_gate()
         self._crossed = consent.crossings(self.views.pairs.values(), self.views.consents)
+        # What we signed as a whole has such lines if this home had another DID before; else they were put into it.
+        selects = not self._thread and self._rights.admin and (not self._ours or self._whole_by == self._own.did)
         self._places = Places(
-            self._store, self._own.did, self._ours, not self._thread, self._crossed, self._rights, self.compromised
+            self._store, self._own.did, self._ours, selects, self._crossed, self._rights, self.compromised
         )  # fmt: skip
         self._stale = False
 

@@ -14,6 +14,7 @@ only the operator's word does it, or the thief of such a key could write in our 
 import re
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -125,6 +126,14 @@ class Vault:
         key, sealing = SecretKey(self._random_bytes(SEED_BYTES)), self._random_bytes(KEY_BYTES)
         did = did_of(check_label(label), key.public)
         return self._adopted(Identity(did, label, Chain(did, key.public), key, (sealing,), self._now_ms()))
+
+    def former(self) -> list[Chain]:
+        """Return the key chains of the identities that this home had before, as far as their files can be read."""
+        found = list[Chain]()
+        for path in [self._keys / name for name in self._disk.list(self._keys) if name.startswith(OLD_IDENTITIES)]:
+            with suppress(SplError, OSError):
+                found.append(_identity_of(self._disk.read(path, IDENTITY_BYTES_MAX) or b"", path, self._limits).chain)
+        return [chain for chain in found if self.identity and chain.did != self.identity.did]
 
     def rotate(self, reason: str) -> Identity:
         """Return the identity with a new signing key and a new seal key, durable; the DID stays.

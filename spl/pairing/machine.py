@@ -145,6 +145,8 @@ class Pairs:
     def adopt_identity(self, label: str = "", *, force: bool = False) -> None:
         """Sign with the identity that the vault holds from now on; make one if there is none, or with `force`."""
         self._home.adopt(self.vault.generate(label or default_label(), force=force))
+        if pins := self._home.former_pins():
+            self._home.writer.submit(pins)
 
     def take(
         self, pair: Pair | None, *events: PairEvent, also: Sequence[Item] = (), brought: bool = False

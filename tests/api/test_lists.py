@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from spl.api import lists
+from spl.api.answers import positions
+from spl.api.auth import Kind, Principal
 from tests.api.conftest import Served
 from tests.api.test_records import value
 
@@ -84,6 +86,26 @@ async def test_without_since_a_list_holds_the_newest_in_order_of_arrival(served:
         assert numbers((await served.json("GET", f"{path}limit=200"))["data"]) == list(range(150))
     else:
         assert numbers((await served.json("GET", f"{path}limit=701"))["data"]) == [149, *range(700)]
+
+
+async def test_a_list_that_nobody_reads_on_keeps_few_rows(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a piece, whatever its length: the others are read as they are sent."""
+    await emit(served, *(value(n, text="x" * 500) for n in range(1000)))
+    index, asked = served.services.store.index, list[int]()
+    rows = type(index).rows
+
+    def counted(self: Any, seqs: Any) -> Any:
+        asked.append(len(seqs))
+        return rows(self, seqs)
+
+    monkeypatch.setattr(type(index), "rows", counted)
+    principal = Principal(Kind.TOKEN, frozenset({"admin"}))
+    wanted = lists.Wanted(served.services.store, principal, positions(principal, served.services))
+    pieces = lists._newest(wanted, ["t:th"], 1000)
+    first = next(piece for piece in pieces if piece)
+    assert 0 < sum(asked) <= 200 < len(first)
+    assert numbers(json.loads(b"[" + first + b"".join(pieces) + b"]")) == list(range(1000))
+    assert max(asked) <= lists.HELD_ROWS
 
 
 async def test_a_list_that_is_too_long_lacks_the_oldest(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

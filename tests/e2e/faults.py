@@ -18,6 +18,7 @@ from typing import Any, Final
 
 SWITCH: Final = Path(os.environ.get("SPL_FAULT", "/nonexistent"))
 LOOK_AGAIN_S: Final = 0.01
+BAD_SECTOR: Final = range(12_288, 16_384)
 
 
 def slow_disk() -> None:
@@ -56,6 +57,19 @@ def broken_disk() -> None:
         sync(fd)
 
     os.fdatasync = fails
+
+
+def bad_sector() -> None:
+    """Let no read get 4 KiB in the middle of the first segment of the log for as long as the fault lasts."""
+    pread = os.pread
+
+    def bounded(fd: int, size: int, offset: int) -> bytes:
+        hit = offset < BAD_SECTOR.stop and offset + size > BAD_SECTOR.start and SWITCH.exists()
+        if hit and os.readlink(f"/proc/self/fd/{fd}").endswith("/store/00000000000000000001.jsonl"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, size, offset)
+
+    os.pread = bounded
 
 
 def dying_task() -> None:
@@ -222,6 +236,7 @@ FAULTS: Final[dict[str, Callable[[], None]]] = {
     "slow-disk": slow_disk,
     "full-disk": full_disk,
     "broken-disk": broken_disk,
+    "bad-sector": bad_sector,
     "dying-task": dying_task,
     "dying-service": dying_service,
     "deaf-loop": deaf_loop,

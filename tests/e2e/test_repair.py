@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Make
-from tests.e2e.findings import attention, named, told
+from tests.e2e.conftest import AUTO, Make
+from tests.e2e.findings import Faulty, House, attention, named, told
 from tests.e2e.harness import Instance
 from tests.waiting import eventually
 
@@ -99,6 +99,26 @@ def test_a_byte_that_is_hit_while_the_daemon_runs_stops_nothing(
     assert alice.run("thread", "snapshot", THREAD).out.count("\n") == 41
     assert not named(attention(alice), "store-damaged")
     alice.run("store", "check")
+
+
+def test_a_sector_that_cannot_be_read_is_damage_and_no_end(house: House) -> None:
+    """While the daemon runs, and when it starts without its index: named, and fetched from who has it."""
+    bob = house("bob", AUTO).start()
+    alice = house("alice", "", Faulty, fault="bad-sector").start()
+    pair_id = alice.paired(bob.url)
+    ids = converged(alice, bob, pair_id)
+    with alice.at_fault():
+        served = [record["id"] for record in alice.records(THREAD)]
+        assert 0 < len(served) < len(ids)
+        told(alice, "store-damaged")
+        assert "everything else is served" in alice.run("store", "check", code=3).err
+        alice.stop()
+        shutil.rmtree(alice.home / "store" / "index")
+        alice.start()
+        told(alice, "store-damaged")
+        assert "✓ nothing is missing" in alice.run("store", "check", "--repair").out
+        assert {record["id"] for record in alice.records(THREAD)} == set(ids)
+        assert not named(attention(alice), "store-damaged")
 
 
 def test_what_no_peer_was_given_stays_lost(alice: Instance, bob: Instance, pair_id: str) -> None:

@@ -50,6 +50,38 @@ def test_a_home_that_cannot_be_opened_is_left_unlocked(tmp_path: Path) -> None:
         assert caught.value.code == "identity-damaged"
 
 
+def test_the_place_of_a_volume_that_is_not_mounted_is_no_new_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is remembered outside of the home says whose it was; it is remembered of volumes alone."""
+    home, mounted = tmp_path / "h", [False]
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == home and mounted[0])
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    init_home(tmp_path / "other")
+    assert not (tmp_path / "state").exists()
+    mounted[0] = True
+    did = init_home(home)["did"]
+    init_home(home)
+    mounted[0] = False
+    init_home(home)  # moved off the volume, it is a home like others
+    home.rename(tmp_path / "volume")
+    for is_there in (False, True):
+        if is_there:
+            home.mkdir(mode=0o700)
+        for opening in (lambda: init_home(home), lambda: init_home(home, new_log=True), lambda: facts_of_home(home)):
+            with pytest.raises(SplError) as caught:
+                opening()
+            assert caught.value.code == "store-missing"
+            assert str(did) in caught.value.message
+        assert is_there == home.exists()
+    with pytest.raises(SplError):
+        open_home(home, Config(), disk=Disk(), progress=silent)
+    home.joinpath("lock").unlink()
+    assert not list(home.iterdir())
+    Path(caught.value.hint.split("rm ")[1]).unlink()
+    assert init_home(home)["did"] != did
+
+
 def test_configuration_comes_from_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_config(tmp_path, Disk(), {}) == Config(sources={})
     (tmp_path / "config.toml").write_text("port = 7\n")

@@ -1,7 +1,9 @@
 """Log lines: their members, and that no bearer's secret reaches one."""
 
+import errno
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -198,3 +200,27 @@ def test_a_full_file_gets_a_number_and_seven_are_kept(
     held = [re.findall(r"number \d|last", (tmp_path / name).read_text()) for name in names]
     assert held == [["last"], *([f"number {number}"] for number in range(9, 3, -1))]
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_log_file_that_cannot_be_opened_or_written_ends_nobodys_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line goes to stderr alone, without a traceback; the file goes on when its cause ends."""
+    monkeypatch.setattr(logs, "FILE_BYTES", 1)
+    logs.setup(tmp_path, "logfmt", "info")
+    log = logging.getLogger("spl.test")
+
+    def refuses(*args: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuses)
+            for _ in range(3):
+                log.info(**event("daemon.listening", msg="meanwhile"))
+        log.info(**event("daemon.listening", msg="again"))
+    finally:
+        end_logging()
+    said = capsys.readouterr().err
+    assert (said.count("meanwhile"), said.count("again"), "Traceback" in said) == (3, 1, False)
+    assert "again" in (tmp_path / "spl.log.1").read_text()

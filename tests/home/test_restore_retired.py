@@ -124,3 +124,28 @@ async def test_elsewhere_what_a_compromised_key_signed_is_left_out_and_named(tmp
         assert alice.ids() == [json.loads(data.splitlines()[2])["id"]]
         tenant = Rights(admin=False, reaches=lambda name: True)
         assert dict(restore(alice, data, tenant, dry_run=True).refused) == {"record-signature": 1}
+
+
+async def test_a_full_file_of_a_home_that_had_another_identity_restores_without_what_that_said_of_its_daemon(
+    tmp_path: Path,
+) -> None:
+    """Only as this instance signed it as a whole; what somebody puts into it keeps it out."""
+    async with nodes(tmp_path, "alice", "new") as (alice, new):
+        former = alice.did
+        alice.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": CAROL.to_json()}))
+        before = alice.emit("before")
+        alice.home.adopt(alice.home.vault.generate("alice", force=True))
+        alice.write(*alice.home.former_pins())
+        assert alice.home.former_pins() == []
+        alice.emit("after")
+        alice.write(Own(THREAD_PAIRS, KIND_CHAIN, {"chain": CAROL.to_json()}))
+        data = signed(snapshot(alice, ""), alice.did, own_key(alice))
+        new.home.adopt(new.home.vault.install(alice.home.vault.export(), force=True))
+        assert alice.did == new.did != former
+        for bad in (spliced(data, forged(THREAD_PAIRS)), again(data, data.splitlines()[1:])):
+            with pytest.raises(SplError):
+                restore(new, bad)
+        plan = restore(new, data)
+        assert (dict(plan.left_out), dict(plan.refused)) == ({THREAD_PAIRS: 1}, {})
+        assert new.home.store.index.find(before.id, "default") is not None
+        assert restore(new, data).new == 0
