@@ -10,8 +10,7 @@ Pairs are looked at a few at a time, so that a scrape of 1,000 pairs holds up no
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from math import nan
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -20,7 +19,7 @@ from ..core.errors import printable
 from ..core.identity.did import PREFIX, label_of
 from ..core.pair.modes import ENGINE
 from ..core.pair.pair import Pair, Phase
-from ..core.recent import Histogram
+from ..core.recent import LAG_BOUNDS_MS, Histogram
 from ..core.version import VERSION
 from ..doctor.catalogue import CATALOGUE, FAIL
 from ..doctor.examine import Doctor
@@ -167,7 +166,9 @@ def _daemon(families: _Families, services: Services) -> None:
     one("spl_store_free_bytes", "Bytes free on the disk of the log.", stats.free_bytes)
     one("spl_store_writable", "1 while records are taken.", not (stats.readonly or stats.full))
     syncs = families.family("spl_store_fsync_seconds", "Disk syncs of the log.", "histogram")
-    syncs.append(_histogram("spl_store_fsync_seconds", services.store.sync_times))
+    times = services.store.sync_times
+    form = _histogram_form("spl_store_fsync_seconds", times.bounds_ms)
+    syncs.append(_histogram(form, times, range(len(times.bounds_ms))))
     for name, cost_us in services.writer.listeners.p99_us().items():
         cost_s = None if cost_us is None else cost_us / 1e6
         one("spl_adapter_seconds", "What an adapter takes of a record: p99 of the last 5 min.", cost_s, adapter=name)
@@ -203,53 +204,53 @@ class _Pairs:
         self._feed = services.feed
         self._info = family("spl_pair_info", "Who the pair is with, in the peer's own words; 1.")
         self._state = family("spl_pair_state", "1 for the state that the pair is in, 0 for the others.")
-        self._gauges = [(family(row.name, row.help), row.name, row.value) for row in PER_PAIR]
+        self._gauges = [(family(row.name, row.help).append, row.name, row.value) for row in PER_PAIR]
         moved = "Records that crossed the pair and are confirmed; NaN before the peer's first word to this process."
         self._moved = family("spl_pair_records_total", moved, "counter")
         lags = "From a write here to the peer's confirmation, by our clock; only while the peer reads live."
         self._lags = family("spl_pair_lag_seconds", lags, "histogram")
+        bounds_ms = [LAG_BOUNDS_MS[each] for each in LAG_BUCKETS]
+        self._lag_form = _histogram_form("spl_pair_lag_seconds", bounds_ms, _PAIR)
 
     def add(self, view: PairOverview) -> None:
         """Add a pair that has not ended."""
-        pair, pair_id = view.pair, view.pair.pair_id
+        pair, of = view.pair, f'pair="{view.pair.pair_id}"'
         label = label_of(pair.peer_did)
-        who = _labels(pair=pair_id, peer_did=f"{PREFIX}{label}", label=label, mode=pair.mode)
-        self._info.append(f"spl_pair_info{{{who}}} 1")
-        of = f'pair="{pair_id}"'
-        self._state.append(_STATES[pair.phase].replace("PAIR", of))
-        for lines, name, value in self._gauges:
-            lines.append(f"{name}{{{of}}} {_number(value(view))}")
+        who = _labels(peer_did=f"{PREFIX}{label}", label=label, mode=pair.mode)
+        self._info.append(f"spl_pair_info{{{of},{who}}} 1")
+        self._state.append(_STATES[pair.phase].replace(_PAIR, of))
+        for add, name, value in self._gauges:
+            add(f"{name}{{{of}}} {_number(value(view))}")
         came, went = view.reading.clock, view.offered.acked
         self._moved.append(
             f'spl_pair_records_total{{{of},direction="in"}} {_number(came)}\n'
             f'spl_pair_records_total{{{of},direction="out"}} {_number(went)}'
         )
-        self._lags.append(_histogram("spl_pair_lag_seconds", self._feed.lags.histogram(pair_id), of, LAG_BUCKETS))
+        lags = _histogram(self._lag_form, self._feed.lags.histogram(pair.pair_id), LAG_BUCKETS)
+        self._lags.append(lags.replace(_PAIR, of))
 
 
+_PAIR: Final = "PAIR"
+"""Stands for the label of a pair in lines that are made once."""
 _STATES: Final = {
-    now: "\n".join(f'spl_pair_state{{PAIR,state="{phase.value}"}} {int(phase is now)}' for phase in Phase)
+    now: "\n".join(f'spl_pair_state{{{_PAIR},state="{phase.value}"}} {int(phase is now)}' for phase in Phase)
     for now in Phase
 }
 """The lines on the state of a pair, by its state."""
 
 
-def _histogram(name: str, found: Histogram, labels: str = "", buckets: tuple[int, ...] = ()) -> str:
-    """Return the samples of a histogram of times, in seconds: those buckets, or all."""
-    buckets, counts = buckets or tuple(range(len(found.bounds_ms))), found.at_most
-    shown = [counts[each] for each in buckets]
-    lines = _histogram_lines(name, tuple(found.bounds_ms), buckets, bool(labels)) % (*shown, counts[-1])
-    inside = f"{{{labels}}}" if labels else ""
-    sums = f"{name}_sum{inside} {_number(found.sum_ms / 1000)}\n{name}_count{inside} {counts[-1]}"
-    return f"{lines.replace('LABELS', labels)}\n{sums}"
+def _histogram_form(name: str, bounds_ms: Sequence[float], of: str = "") -> str:
+    """Return the samples of a histogram of times, in seconds, without their numbers; `of` is what it is of."""
+    head, inside = (f"{{{of},", f"{{{of}}}") if of else ("{", "")
+    bounds = [*(f"{bound / 1000:g}" for bound in bounds_ms), "+Inf"]
+    lines = [f'{name}_bucket{head}le="{bound}"}} %d' for bound in bounds]
+    return "\n".join([*lines, f"{name}_sum{inside} %s", f"{name}_count{inside} %d"])
 
 
-@lru_cache(maxsize=4)
-def _histogram_lines(name: str, bounds_ms: tuple[float, ...], buckets: tuple[int, ...], labelled: bool) -> str:
-    """Return the lines on the buckets without their numbers and labels; each pair has the same."""
-    head = f"{name}_bucket{{{'LABELS,' if labelled else ''}le="
-    bounds = [*(f"{bounds_ms[each] / 1000:g}" for each in buckets), "+Inf"]
-    return "\n".join(f'{head}"{bound}"}} %d' for bound in bounds)
+def _histogram(form: str, found: Histogram, buckets: Sequence[int]) -> str:
+    """Return the samples with the numbers of these buckets."""
+    counts = found.at_most
+    return form % (*[counts[each] for each in buckets], counts[-1], _number(found.sum_ms / 1000), counts[-1])
 
 
 def _errors(families: _Families, services: Services) -> None:

@@ -55,6 +55,10 @@ class _PairSamples:
                 setattr(self, name, since_s + late_s)
 
 
+_UNSEEN: Final = _PairSamples()
+"""Stands for a pair that was never sampled; only looked at."""
+
+
 class HealthSampler:
     """Samples on the loop; `steady_s()` is a clock that never jumps."""
 
@@ -167,7 +171,7 @@ class HealthSampler:
         return self._passed_s(self._of(pair_id).mute_s)
 
     def _of(self, pair_id: str) -> _PairSamples:
-        return self._samples.get(pair_id) or _PairSamples()
+        return self._samples.get(pair_id, _UNSEEN)
 
     def _passed_s(self, since_s: float | None) -> float:
         if since_s is None:

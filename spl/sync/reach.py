@@ -175,6 +175,10 @@ class _Way:
     """When the process that asked was one that another had followed already."""
 
 
+_UNMET: Final = _Way()
+"""Stands for a pair of which this process knows nothing: one value, only looked at, as a status asks it ten times."""
+
+
 class Reaches:
     """What this process knows of its peers."""
 
@@ -213,7 +217,7 @@ class Reaches:
 
     def cloned(self, pair_id: str) -> str:
         """Return whose identity two daemons use at once: PEER_CLONED, OUR_CLONED as the peer says, or ""."""
-        way = self.ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id, _UNMET)
         if len(way.returns_s) == RETURNS_MIN:
             return PEER_CLONED
         return OUR_CLONED if way.view.get("cloned") else ""
@@ -224,7 +228,7 @@ class Reaches:
 
     def seen(self, pair_id: str) -> Presence:
         """Return the same, to be looked at only: nothing is kept of a pair that is only listed."""
-        return (self.ways.get(pair_id) or _Way()).presence
+        return self.ways.get(pair_id, _UNMET).presence
 
     def waits(self, pair_id: str, now_s: float, silent_s: float) -> None:
         """Record, the first time, that we wait for the peer, and that a process before did for `silent_s`."""
@@ -234,12 +238,12 @@ class Reaches:
 
     def unreached(self, pair_id: str) -> str:
         """Return why our requests to the peer fail, for the peer; "" if they do not, or need not arrive."""
-        way = self.ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id, _UNMET)
         return way.presence.unreached(served=way.served)
 
     def one_way(self, pair_id: str, now_s: float, *, reads: bool) -> OneWay | None:
         """Return which direction alone is broken; None if both work, or neither does (`reads`: core/presence.py)."""
-        way, pushed = self.ways.get(pair_id) or _Way(), self.word(pair_id) == WE_PUSH
+        way, pushed = self.ways.get(pair_id, _UNMET), self.word(pair_id) == WE_PUSH
         return way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
 
     def beat(self, now_s: float, next_s: float, asleep_s: float = 0.0) -> bool:
@@ -339,7 +343,7 @@ class Reaches:
 
     def word(self, pair_id: str) -> str:
         """Return how the pair runs as far as we know: one of REACH_WORDS or ""; this is what the peer is told."""
-        way = self.ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id, _UNMET)
         if way.served:
             return PEER_PUSHES
         if way.peer == PEER_PUSHES:
@@ -348,22 +352,21 @@ class Reaches:
 
     def may_push(self, pair_id: str) -> bool:
         """Return whether the peer needs our push, or has not said yet that it reaches us."""
-        way = self.ways.get(pair_id) or _Way()
+        way = self.ways.get(pair_id, _UNMET)
         return way.peer in ("", PEER_PUSHES) and not way.served
 
     def view(self, pair_id: str) -> Mapping[str, Any]:
         """Return the peer's last view of the pair, {} before the first contact of this process."""
-        return (self.ways.get(pair_id) or _Way()).view
+        return self.ways.get(pair_id, _UNMET).view
 
     def told_ms(self, pair_id: str) -> int | None:
         """Return when the peer told its last view of the pair."""
-        way = self.ways.get(pair_id)
-        return way.told_ms if way is not None else None
+        return self.ways.get(pair_id, _UNMET).told_ms
 
     def queue_records(self, pair_id: str) -> int:
         """Return how many of the peer's records wait here between network and store."""
-        way = self.ways.get(pair_id)
-        queue = way.reader.queue if way is not None and way.reader is not None else None
+        reader = self.ways.get(pair_id, _UNMET).reader
+        queue = reader.queue if reader is not None else None
         return queue.records if queue is not None else 0
 
     def _way(self, pair_id: str) -> _Way:

@@ -2,13 +2,18 @@
 
 import contextlib
 import json
+import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 from tests.e2e.harness import Instance
 from tests.waiting import DEADLINE_S, eventually
@@ -66,8 +71,35 @@ def test_many_pages_and_scrapers_and_one_that_never_reads_hold_up_nothing(alice:
     mute.close()
 
 
+@contextlib.contextmanager
+def drawn(daemon: Instance) -> Iterator[Callable[[], bytes]]:
+    """Run `spl top` on a terminal; give what it has drawn since that was asked last."""
+    ours, theirs = pty.openpty()
+    env = {**daemon.environment(), "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    process = subprocess.Popen(daemon.command("top"), env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+
+    def read() -> bytes:
+        found = b""
+        with contextlib.suppress(BlockingIOError):
+            while piece := os.read(ours, 65536):
+                found += piece
+        return found
+
+    try:
+        yield read
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 130
+        os.close(ours)
+
+
 def test_what_watches_a_daemon_outlives_it(alice: Instance, bob: Instance, pair_id: str) -> None:
-    """The daemon is killed: a page's stream ends, a monitor tells it, a barrier holds; all go on with the next one."""
+    """The daemon is killed: a page's stream ends, a monitor and `top` tell it, a barrier holds; then all go on.
+
+    Who asks meanwhile is told at once that no daemon answers, and a shell still completes.
+    """
     page = asked(alice, "/ui/events")
     monitor = subprocess.Popen(
         alice.command("monitor", "-o", "jsonl"), env=alice.environment(), stdout=subprocess.PIPE, text=True
@@ -81,13 +113,22 @@ def test_what_watches_a_daemon_outlives_it(alice: Instance, bob: Instance, pair_
                               args=(monitor.stdout,))  # fmt: skip
     reader.start()
     try:
-        eventually(lambda: "snapshot" in seen and streams(alice) >= 3, "all three watch")
-        alice.kill()
-        assert b"event: server_shutdown" not in rest(page)
-        eventually(lambda: "daemon-down" in seen, "the monitor tells of it")
-        assert barrier.poll() is None
-        alice.start()
-        eventually(lambda: "daemon-up" in seen, "the monitor is back")
+        with drawn(alice) as top:
+            eventually(lambda: "snapshot" in seen and streams(alice) >= 4, "all four watch")
+            eventually(lambda: pair_id.encode() in top(), "the pair is drawn")
+            alice.kill()
+            assert b"event: server_shutdown" not in rest(page)
+            eventually(lambda: "daemon-down" in seen, "the monitor tells of it")
+            eventually(lambda: b"daemon-down" in top(), "top shows it")
+            assert barrier.poll() is None
+            for words in (("api", "GET", "/v1/status"), ("status",), ("health",)):
+                assert "daemon-down" in alice.run(*words, code=5).err
+            with pytest.raises(ConnectionRefusedError):
+                alice.api("GET", "/metrics")
+            assert pair_id in (alice.home / "run/pairs.list").read_text()
+            alice.start()
+            eventually(lambda: "daemon-up" in seen, "the monitor is back")
+            eventually(lambda: pair_id.encode() in (text := top()) and b"daemon-down" not in text, "so is top")
         alice.run("federation", "pause", pair_id)
         assert barrier.wait(DEADLINE_S) == 0
         eventually(lambda: "changed" in seen[seen.index("daemon-up") :], "the monitor tells of the pause")

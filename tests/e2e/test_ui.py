@@ -21,6 +21,17 @@ HIDE = """Object.defineProperty(document, "hidden", {value: true});
 document.dispatchEvent(new Event("visibilitychange"))"""
 TABS = 8
 STREAMS = "spl_sse_subscribers "
+NIGHT = """(async () => {{
+  const html = document.getElementById("{pair_id}").outerHTML, seen = Number(main.dataset.from.split(".")[1]);
+  for (let n = 1; n <= {count}; n += 1) {{
+    const made = html.replace("<tbody", "<tbody data-n=" + n);
+    take("part", {{ n: seen + n, at: new Date().toISOString(), id: "{pair_id}", html: made }}, true);
+    if (n % 100 === 0) await new Promise((go) => setTimeout(go));
+  }}
+}})()"""
+"""So many changes of a pair, as its stream tells them."""
+NODES_MORE = 300
+HEAP_MORE = 1_000_000
 NGINX = """
 daemon off; pid {folder}/pid; error_log stderr; user {user};
 events {{ worker_connections 64; }}
@@ -177,6 +188,31 @@ def test_it_says_that_it_hears_nothing_and_comes_back(
         finally:
             process.terminate()
             process.wait(DEADLINE_S)
+
+
+def test_a_page_that_is_left_open_grows_by_nothing(visit: Visit, pair_of: tuple[Instance, Instance, str]) -> None:
+    """After thousands of changes it holds the nodes, documents and memory that it held after some."""
+    tab, pair_id = visit(), pair_of[2]
+    tab.ask("Performance.enable")
+
+    def held() -> dict[str, float]:
+        tab.ask("HeapProfiler.collectGarbage")
+        return {each["name"]: each["value"] for each in tab.ask("Performance.getMetrics")["metrics"]}
+
+    tab.js(NIGHT.format(pair_id=pair_id, count=500))
+    first = held()
+    tab.js(NIGHT.format(pair_id=pair_id, count=3000))
+
+    def is_level() -> bool:
+        now = held()
+        return (
+            now["Nodes"] - first["Nodes"] < NODES_MORE
+            and now["Documents"] <= first["Documents"]
+            and now["JSHeapUsedSize"] - first["JSHeapUsedSize"] < HEAP_MORE
+        )
+
+    eventually(is_level, "nothing is left of what was shown before")
+    assert tab.js(f"document.getElementById('{pair_id}').dataset.n") == "3000"
 
 
 def test_it_ends_with_its_session(visit: Visit, pair_of: tuple[Instance, Instance, str]) -> None:

@@ -76,7 +76,7 @@ class WithoutTypes(ast.NodeTransformer):
         members = {id(each) for each in node.body} if isinstance(node, ast.ClassDef) else set()
         if isinstance(getattr(node, "body", None), list):
             kept = [each for each in node.body if not is_text(each) and not isinstance(each, ast.ImportFrom)]  # type: ignore[attr-defined]
-            node.body = [untyped(each) if id(each) not in members else each for each in kept]  # type: ignore[attr-defined]
+            node.body = [member(each) if id(each) in members else untyped(each) for each in kept]  # type: ignore[attr-defined]
         if isinstance(node, ast.arg):
             node.annotation = None
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -86,6 +86,12 @@ class WithoutTypes(ast.NodeTransformer):
 
 def is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def member(node: ast.stmt) -> ast.stmt:
+    if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
+        node.annotation = ast.Name("int", ast.Load())
+    return node
 
 
 def untyped(node: ast.stmt) -> ast.stmt:
