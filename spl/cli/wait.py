@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from ..client.calls import quote
 from ..core.errors import SplError, count
+from ..core.presence import PEER_PUSHES
 from ..core.when import ms_of, span_fine
 from .client import LONG_S, CtlError
 from .command import PAIR, Command, Group, Shell, arg, duration
@@ -135,8 +136,9 @@ class _Aim:
         return self._is_confirmed(row) and (self.read.is_set() or self._is_read(row))
 
     def hint(self, row: Shown) -> str:
-        """Return the next step: the peer's, if only its own mode keeps it from reading."""
+        """Return the next step: the peer's, if only its own mode keeps it from reading, and it is there."""
         waits = not self._is_confirmed(row) and not row.get("findings") and row["state"] == "active"
+        waits = waits and (self._fault in ("", *_NO_RIGHT) or row.get("reach") == PEER_PUSHES)
         return f"on {label_of(row['peer_did'])}: spl sync {row['pair_id']}" if waits else f"spl doctor {row['pair_id']}"
 
     def lacks(self, row: Shown) -> str:

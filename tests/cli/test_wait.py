@@ -58,6 +58,8 @@ def test_caught_up_needs_what_was_offered_at_the_begin_and_one_read(spl: Run, da
             (502, error("connect", "no way")),
             "bob is offline, no contact since 2026-11-23T05:00:00.000Z",
         ),
+        (a_row(outbound={"clock": 0, "lag_records": 3}), {"records": 0}, f"on bob: spl sync {PAIR}"),
+        (a_row(outbound={"clock": 0, "lag_records": 3}), (502, error("connect", "no way")), f"spl doctor {PAIR}"),
     ],
 )
 def test_what_is_missing_is_said(spl: Run, daemon: Daemon, row: dict[str, object], sync: object, said: str) -> None:

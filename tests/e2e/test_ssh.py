@@ -1,4 +1,4 @@
-"""Daemons behind a real sshd on loopback: with a key that it lets in, with one that it refuses, and one that is gone."""
+"""Daemons behind a real sshd on loopback: with a key that it lets in, with one that it refuses; and one is gone."""
 
 import os
 import pwd
