@@ -295,7 +295,7 @@ class Node:
 
     def close(self) -> None:
         self.feed.close()
-        self.sync.close()
+        self.ingest.close()
         self.push.close()
         self.fingerprints.close()
         self.home.writer.close()

@@ -90,7 +90,7 @@ def listing(request: Request, principal: Principal, services: Services) -> Respo
     """GET /v1/federation/pairs: every pair, live ones first, then by age."""
     every = services.views.pairs.values()
     ordered = sorted(every, key=lambda item: (item.phase == pairs.Phase.REVOKED, item.created_at_ms))
-    return list_response([summary_of(services, item) for item in ordered])
+    return list_response(summary_of(services, item) for item in ordered)
 
 
 def show(request: Request, principal: Principal, services: Services) -> Response:

@@ -156,7 +156,7 @@ class Services:
     def close(self) -> None:
         """End the threads of all; the last call to them, once nothing of them runs."""
         self.feed.close()
-        self.sync.close()
+        self.ingest.close()
         self.push.close()
         if (fingerprints := self.late_fingerprints.made) is not None:
             fingerprints.close()

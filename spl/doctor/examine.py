@@ -138,9 +138,7 @@ class Doctor:
         }  # fmt: skip
 
     def _with_ourselves(self, known: Facts) -> Facts:
-        names = self.health.running()
-        pairs = tuple(pair_id for pair_id, pair in self.home.views.pairs.items() if not pair.ended)
-        count, identity = sum(name.endswith(pairs) for name in names), self.home.vault.identity
+        count, identity = len(self.sync.running), self.home.vault.identity
         known = replace(known, tasks_count=count, protocol_ours=f"{PROTOCOL}..{PROTOCOL}")
         if identity is None:
             return known

@@ -8,7 +8,7 @@ begin again after a restart.
 import asyncio
 from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from ..core.limits import QUEUE_RECORDS, Limits
@@ -80,9 +80,9 @@ class HealthSampler:
             if not stop.is_set():
                 self.beat((self._steady_s() - due_s) * 1000)
 
-    def running(self) -> list[str]:
-        """Return the names of the tasks that run; those of a pair end with its id."""
-        return [task.get_name() for task in asyncio.all_tasks()]
+    def running(self) -> Collection[str]:
+        """Return the names of the jobs that run or rest; those of a pair end with its id."""
+        return self._sync.running
 
     def beat(self, late_ms: float) -> None:
         """Sample every pair; `late_ms` is by how much the loop missed the time of this beat."""

@@ -2,13 +2,15 @@
 
 A piece is compressed and flushed, so that it can be read as soon as it arrives.  Compressing costs time, and pays if
 little is sent: as long as the stream stays under RATE_BYTES_S.  Bulk goes as stored blocks, 5 bytes for 64 KiB, and the
-compressor's memory is given back; the next compressor begins with an empty window, so it never refers to those blocks.
+compressor's memory is given back.  So it is when no piece came for REST_S, as on most streams at most times.  The next
+compressor begins with the last piece in its window: the receiver has it there, too, however it was sent.
 
-Memory: 18 KiB in a sender that compresses, nothing in one that stores; 10 KiB in a receiver, whose window is that of
-the sender.  A window of 2 KiB finds in small records what one of 32 KiB finds: the record before, which is most like
-the next; one of 1 KiB does not.
+Memory: 18 KiB in a sender of pieces that come often, otherwise 2 KiB at most; 10 KiB in a receiver, whose window is
+that of the sender.  A window of 2 KiB finds in small records what one of 32 KiB finds: the record before, which is most
+like the next; one of 1 KiB does not.
 """
 
+import asyncio
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Final
@@ -18,10 +20,13 @@ from .http1 import WireError
 CODING: Final = "deflate"
 RATE_BYTES_S: Final = 32 * 1024
 BURST_BYTES: Final = 64 * 1024
+REST_S: Final = 2.0
+"""After so long without a piece a stream rests; less than the time between two heartbeats."""
 INFLATED_BYTES_MAX: Final = 4 * 1024 * 1024
 """What one read may become: an honest stream stays far below, a bomb does not."""
 
 _WINDOW_BITS: Final = 11
+_WINDOW_BYTES: Final = 1 << _WINDOW_BITS
 _MEMORY_LEVEL: Final = 3
 _LEVEL: Final = 6
 _HEAD: Final = b"\x38\x11"  # RFC 1950 §2.2: deflate with a window of 2 KiB, no dictionary; a multiple of 31
@@ -38,22 +43,33 @@ class Deflater:
         self._at_s = now_s()
         self._adler = 1
         self._head = _HEAD
+        self._last = b""  # what the receiver's window ends with
         self._compressor: zlib._Compress | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Return the coded bytes from which the receiver gets this piece, and all before it."""
         now_s = self._now_s()
-        self._budget = min(BURST_BYTES, self._budget + (now_s - self._at_s) * RATE_BYTES_S)
-        self._at_s = now_s
+        passed_s, self._at_s = now_s - self._at_s, now_s
+        self._budget = min(BURST_BYTES, self._budget + passed_s * RATE_BYTES_S)
         self._adler = zlib.adler32(piece, self._adler)
         head, self._head = self._head, b""
+        last, self._last = self._last, piece[-_WINDOW_BYTES:]
         if self._budget < len(piece):
             self._compressor = None
             return head + _stored(piece)
         self._budget -= len(piece)
-        if self._compressor is None:
-            self._compressor = zlib.compressobj(_LEVEL, zlib.DEFLATED, -_WINDOW_BITS, _MEMORY_LEVEL)
-        return head + self._compressor.compress(piece) + self._compressor.flush(zlib.Z_SYNC_FLUSH)
+        compressor = self._compressor or zlib.compressobj(
+            _LEVEL, zlib.DEFLATED, -_WINDOW_BITS, _MEMORY_LEVEL, zdict=last
+        )
+        self._compressor = compressor if passed_s < REST_S else None
+        return head + compressor.compress(piece) + compressor.flush(zlib.Z_SYNC_FLUSH)
+
+    def rest_s(self) -> float:
+        """Return the seconds until the stream rests, if no piece comes; 0 if it does, and holds no compressor then."""
+        left_s = self._at_s + REST_S - self._now_s() if self._compressor is not None else 0.0
+        if left_s <= 0:
+            self._compressor = None
+        return max(0.0, left_s)
 
     def finish(self) -> bytes:
         """Return what ends the stream: an empty last block and the checksum."""
@@ -97,12 +113,24 @@ def accepts(header: str) -> bool:
 
 async def deflated(pieces: AsyncIterator[bytes], now_s: Callable[[], float]) -> AsyncGenerator[bytes, None]:
     """Yield a stream's pieces coded, one for one, and its end; closing it closes the stream."""
-    deflater = Deflater(now_s)
+    deflater, loop = Deflater(now_s), asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+
+    def look() -> None:
+        nonlocal timer
+        left_s = deflater.rest_s()
+        timer = loop.call_later(left_s, look) if left_s else None
+
     try:
         async for piece in pieces:
-            yield deflater.feed(piece)
+            coded = deflater.feed(piece)
+            if timer is None:
+                look()
+            yield coded
         yield deflater.finish()
     finally:
+        if timer is not None:
+            timer.cancel()
         if isinstance(pieces, AsyncGenerator):
             await pieces.aclose()
 

@@ -1,16 +1,15 @@
 """Consumer side of sync: when we read from each peer, and how far we are.
 
-One task per pair runs its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
+One job per pair runs its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
 catching up with pages and then following the peer's stream.  Failures back off with full jitter to at most five
 minutes, a stream's to half a minute.  One pull runs at a time for a pair; later callers join it.  Between two reads,
-and while the pair is paused, a peer that is silent is asked for a sign of life (reach.py); no answer is a failure as
-that of a read is.
+and while the pair is paused, a peer that is silent is asked for a sign of life (reach.py); no answer is a failure, too.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from typing import Any, Final
 
@@ -31,7 +30,7 @@ from .peer import RESET_CODES, STATE_CODES, SyncError
 from .pull import Progress, Puller, Reading
 from .reach import KnownPeers, error_of
 from .scope import SHARING_THREADS
-from .supervise import Supervisor, drop_ended, wait
+from .supervise import Rest, Supervisor, drop_ended, wait
 
 log = logging.getLogger("spl.federation")
 
@@ -58,6 +57,7 @@ class Sync:
         self._follower = Follower(self.puller, feed, self, now_ms=now_ms, random_bytes=random_bytes)
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._states: dict[str, PairSync] = {}
+        self._seen: Mapping[str, Pair] = {}
         self._uncounted_s = self._booted_s() - time.monotonic()
         self._known = KnownPeers(feed.vault, feed.source.rollbacks, now_ms)
         self._tasks = Supervisor("sync", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
@@ -107,10 +107,6 @@ class Sync:
             if not done.done():
                 done.cancel()
         return fresh + done.result()
-
-    def close(self) -> None:
-        """End the verifying threads; call it after `run` and the last pull."""
-        self._ingest.close()
 
     def wake(self, pair_id: str, process: str = "") -> None:
         """Record that the peer was in touch, authenticated: a pull that was backing off is tried at once."""
@@ -200,13 +196,20 @@ class Sync:
             heard_ms=presence.heard_ms(now_s, now_ms, before_ms or None),
         )
 
-    # -- one task a pair
+    # -- one job a pair
 
-    def _rouse(self) -> None:
-        """Look at all pairs again: which of them sync, or what they share, changed."""
+    @property
+    def running(self) -> Set[str]:
+        """The jobs that run or rest, one for each pair that may sync or is paused; each name ends with the pair's."""
+        return self._tasks.running
+
+    def _rouse(self, *, everyone: bool = False) -> None:
+        """Look again at the pairs that changed, and at all streams: what they share may be another."""
         self._tasks.kick()
-        for state in self._states.values():
-            state.kick.set()
+        before, self._seen = self._seen, self.writer.views.pairs
+        for pair_id, state in self._states.items():
+            if everyone or state.flow.is_open or self._seen.get(pair_id) is not before.get(pair_id):
+                state.kick.set()
 
     async def arrange(self) -> None:
         """Run a task for each pair that may sync, one for each that is paused, and no other."""
@@ -231,14 +234,15 @@ class Sync:
         state.errors.failed()
         state.last_error = LastError("internal", "the pair's task died", self._now_ms(), LOCAL)
 
-    async def _follow(self, pair_id: str, syncs: bool) -> None:
+    async def _follow(self, pair_id: str, syncs: bool, begins: bool = True) -> Rest | None:
         state = self._state(pair_id)
-        state.refusals.reset()
-        known, now_s = self._known.get(pair_id), asyncio.get_running_loop().time()
-        self._reaches.waits(pair_id, now_s, known.silent_s(self._now_ms()))
+        if begins:
+            state.refusals.reset()
+            known, now_s = self._known.get(pair_id), asyncio.get_running_loop().time()
+            self._reaches.waits(pair_id, now_s, known.silent_s(self._now_ms()))
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed == syncs:
             if pair.phase not in IN_TOUCH:
-                return
+                return None
             state.kick.clear()
             if pair.mode != state.mode:
                 # A new mode counts at once; if the one before has just synced, polling may wait.
@@ -248,9 +252,9 @@ class Sync:
             if wait_s is None or wait_s > 0:
                 quiet_s = self._quiet_s(pair, state)
                 if quiet_s > TICK_S:
-                    await wait(state.kick, quiet_s if wait_s is None else min(wait_s, quiet_s))
-                else:
-                    await self._ask_life(pair, state)
+                    least_s = quiet_s if wait_s is None else min(wait_s, quiet_s)
+                    return Rest(state.kick, least_s, partial(self._follow, pair_id, syncs, begins=False))
+                await self._ask_life(pair, state)
                 continue
             try:
                 await (self._stay(pair, state) if pair.mode == CONTINUOUS else self.pull(pair_id))
@@ -260,6 +264,7 @@ class Sync:
                 if self._reaches.was_stopped(asyncio.get_running_loop().time()):
                     await wait(state.kick, BACKOFF_BASE_S)
                     state.last_s = None
+        return None
 
     def _wait_s(self, pair: Pair, state: PairSync, paused_s: float) -> float | None:
         """Return the seconds to the next attempt by mode, interval and failures; None for never by itself.
@@ -284,21 +289,19 @@ class Sync:
         now_s = asyncio.get_running_loop().time()
         before_s, self._uncounted_s = self._uncounted_s, self._booted_s() - now_s
         if self._reaches.beat(now_s, next_s, self._uncounted_s - before_s):
-            self._rouse()
+            self._rouse(everyone=True)
         lost = [pair_id for pair_id, state in self._states.items() if state.is_lost]
         offline = {pair_id for pair_id in lost if self._reaches.presence(pair_id).silent_s(now_s) >= OFFLINE_S}
-        if self._known.is_due(now_s, offline & self._alive()):
+        if self._known.is_due(now_s, offline):
             self._known.start_save(now_s, self._statuses())
 
     def _booted_s(self) -> float:
         """Return the time of a clock that also counts while the machine sleeps, where there is one."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
-    def _alive(self) -> set[str]:
-        return {pair_id for pair_id, pair in self.writer.views.pairs.items() if not pair.ended}
-
     def _statuses(self) -> dict[str, PairStatus]:
-        return {pair_id: self.status(pair_id) for pair_id in self._alive()}
+        pairs = self.writer.views.pairs.items()
+        return {pair_id: self.status(pair_id) for pair_id, pair in pairs if not pair.ended}
 
     def _quiet_s(self, pair: Pair, state: PairSync) -> float:
         """Return the seconds until the peer is to be asked whether it is there."""
@@ -378,18 +381,15 @@ class Sync:
         state.flow.open(self._now_ms())
         async with asyncio.TaskGroup() as tasks:
             flowing = tasks.create_task(self._stream(pair, state))
-            watching = tasks.create_task(self._until_changed(pair, state, flowing, key))
-            flowing.add_done_callback(lambda _: watching.cancel())
-
-    async def _until_changed(
-        self, pair: Pair, state: PairSync, flowing: "asyncio.Task[None]", key: tuple[object, ...]
-    ) -> None:
-        """End the stream when it is no longer what the pair asks for; another one follows at once."""
-        while (now := self.writer.views.pairs.get(pair.pair_id)) is not None and self._stream_key(now) == key:
-            state.kick.clear()
-            await state.kick.wait()
-        state.mode = ""
-        flowing.cancel()
+            flowing.add_done_callback(lambda _: state.kick.set())
+            while not flowing.done():
+                now = self.writer.views.pairs.get(pair.pair_id)
+                if now is None or self._stream_key(now) != key:
+                    state.mode = ""  # another stream follows at once
+                    flowing.cancel()
+                    break
+                state.kick.clear()
+                await state.kick.wait()
 
     def _stream_key(self, pair: Pair) -> tuple[object, ...]:
         """Return what a stream depends on: a change of it calls for another stream."""

@@ -3,6 +3,9 @@
 An owner (sync, push, pairing) holds one Supervisor.  Its `arrange` compares what should run with what runs, and is
 called at the start, after each `kick`, and after as many seconds as it asked for.
 
+A job that would only wait returns a Rest, and has no task until that is over: a task that waits takes 3 KiB, a rest a
+tenth of it, and most of a thousand pairs rest.
+
 No error crosses a task group here.  The group of Python 3.11 swallows a cancellation that arrives while the group ends
 by an error, and a task that missed its cancellation at SIGTERM kept the daemon alive for ever.  So `run_together` takes
 expected errors out of its tasks and raises them after the group, and the supervisor repeats the cancellation at the
@@ -19,6 +22,7 @@ from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
 from ..core.pair.pair import Pair
+from ..core.value import dataclass
 
 log = logging.getLogger("spl.federation")
 
@@ -46,6 +50,40 @@ class Owner(Protocol):
         """Record that the task failed for an unexpected exception, `count` times in a row."""
 
 
+class Kick(asyncio.Event):
+    """An event at a fifth of the memory: a deque takes 0.6 KiB to hold the one task that waits, and a pair has ten."""
+
+    on_set: Callable[[], object] | None = None
+    """Called once, at the next `set`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiters = []  # type: ignore[assignment]  # the base class appends, removes and iterates
+
+    def set(self) -> None:
+        """Wake all that wait."""
+        super().set()
+        if (act := self.on_set) is not None:
+            self.on_set = None
+            act()
+
+
+@dataclass(slots=True)
+class Rest:
+    """What a job returns to be run again once `kick` is set or `seconds` (None: no limit) are over."""
+
+    kick: Kick
+    seconds: float | None
+    job: "Job"
+    timer: asyncio.TimerHandle | None = None
+
+    def end(self) -> None:
+        """Forget the rest."""
+        self.kick.on_set = None
+        if self.timer is not None:
+            self.timer.cancel()
+
+
 class Supervisor:
     """The tasks of one owner; `family` begins their names and the names of their log lines."""
 
@@ -57,15 +95,16 @@ class Supervisor:
         self._backoff = partial(Backoff, random_bytes, BACKOFF_BASE_S, backoff_max_s)
         self._stop = asyncio.Event()
         self._changed = asyncio.Event()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._ending: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[object]] = {}
+        self._rests: dict[str, Rest] = {}
+        self._ending: list[asyncio.Task[object]] = []
         """Cancelled tasks; one that misses its cancellation is cancelled again at the stop."""
         self._group: asyncio.TaskGroup | None = None
 
     @property
     def running(self) -> Set[str]:
-        """The names of the tasks that have not ended."""
-        return {name for name, task in self._tasks.items() if not task.done()}
+        """The names of the jobs that have not ended, those that rest among them."""
+        return {name for name, task in self._tasks.items() if not task.done()} | self._rests.keys()
 
     def kick(self) -> None:
         """Have the owner arrange its tasks soon; for the event loop's thread."""
@@ -76,14 +115,35 @@ class Supervisor:
 
         A job that returns is not run again until it is started again.  Call it from `arrange`.
         """
-        assert self._group is not None
         task = self._tasks.get(name)
-        if task is None or task.done():
-            guarded = guard(name, job, self, self._backoff(), self._stop if restart else None)
-            self._tasks[name] = self._group.create_task(guarded, name=f"{self._family} {name}")
+        if name not in self._rests and (task is None or task.done()):
+            self._run(name, job, self._stop if restart else None)
+
+    def _run(self, name: str, job: Job, stop: asyncio.Event | None) -> None:
+        assert self._group is not None
+        running = self._run_or_rest(name, job, stop)
+        self._tasks[name] = self._group.create_task(running, name=f"{self._family} {name}")
+
+    async def _run_or_rest(self, name: str, job: Job, stop: asyncio.Event | None) -> None:
+        rest = await guard(name, job, self, self._backoff(), stop)
+        is_wanted = self._tasks.get(name) is asyncio.current_task() and not self._stop.is_set()
+        if isinstance(rest, Rest) and is_wanted:
+            del self._tasks[name]
+            self._rests[name] = rest
+            rest.kick.on_set = wake = partial(self._wake, name, stop)
+            seconds = 0.0 if rest.kick.is_set() else rest.seconds
+            if seconds is not None:
+                rest.timer = asyncio.get_running_loop().call_later(max(0.0, seconds), wake)
+
+    def _wake(self, name: str, stop: asyncio.Event | None) -> None:
+        rest = self._rests.pop(name)
+        rest.end()
+        self._run(name, rest.job, stop)
 
     def cancel_except(self, wanted: Set[str]) -> None:
-        """Cancel the tasks of other names."""
+        """Cancel the tasks of other names, and end their rests."""
+        for name in self._rests.keys() - wanted:
+            self._rests.pop(name).end()
         for name in self._tasks.keys() - wanted:
             task = self._tasks.pop(name)
             task.cancel()
@@ -101,6 +161,9 @@ class Supervisor:
                 seconds = await self._owner.arrange()
                 if not stop.is_set():
                     await wait(self._changed, seconds)
+            for rest in self._rests.values():
+                rest.end()
+            self._rests.clear()
             while tasks := [task for task in (*self._tasks.values(), *self._ending) if not task.done()]:
                 for task in tasks:
                     task.cancel()
@@ -116,8 +179,8 @@ class Supervisor:
         self._owner.crashed(name, crashes)
 
 
-async def guard(name: str, job: Job, boundary: Boundary, backoff: Backoff, stop: asyncio.Event | None) -> None:
-    """Run a job until it returns; the task boundary: a crash goes to `boundary` and ends no other task.
+async def guard(name: str, job: Job, boundary: Boundary, backoff: Backoff, stop: asyncio.Event | None) -> object:
+    """Run a job until it returns, and return the same; a task boundary: a crash goes to `boundary` and ends no other.
 
     A job that crashed runs again after a delay, unless `stop` is set; without `stop`, never.
     """
@@ -125,16 +188,16 @@ async def guard(name: str, job: Job, boundary: Boundary, backoff: Backoff, stop:
     while stop is None or not stop.is_set():
         started_s = loop.time()
         try:
-            await job()
-            return
+            return await job()
         except Exception as exc:  # noqa: BLE001 - the boundary logs it
             if loop.time() > started_s + backoff.cap_s:
                 backoff.reset()  # a run that outlasted the longest delay was sound
             delay_s = backoff.failed()
             boundary.died(name, exc, backoff.attempt)
         if stop is None:
-            return
+            break
         await wait(stop, delay_s)
+    return None
 
 
 def drop_ended(states: dict[str, _T], pairs: Mapping[str, Pair]) -> None:
@@ -144,14 +207,6 @@ def drop_ended(states: dict[str, _T], pairs: Mapping[str, Pair]) -> None:
     """
     for pair_id in [each for each in list(states) if (pair := pairs.get(each)) is None or pair.ended]:
         states.pop(pair_id, None)
-
-
-class Kick(asyncio.Event):
-    """An event at a fifth of the memory: a deque takes 0.6 KiB to hold the one task that waits, and a pair has ten."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._waiters = []  # type: ignore[assignment]  # the base class appends, removes and iterates
 
 
 class Handoff(Generic[_T]):

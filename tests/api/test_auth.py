@@ -359,10 +359,10 @@ def test_no_proof_counts_twice_however_many_were_seen() -> None:
         world.now_ms += 10
         proofs.append(world.proven())
         assert world.ask(proofs[-1])
-        assert len(world.auth._proofs[PAIR_ID].seen) <= 8
+        assert len(world.auth._proofs[PAIR_ID].nonces) <= 8
     found = [refused("auth-invalid", world.ask, proof).facts for proof in proofs]
     reasons = [facts["reason"] for facts in found]
-    held = len(world.auth._proofs[PAIR_ID].seen)
+    held = len(world.auth._proofs[PAIR_ID].nonces)
     assert reasons == ["proof-time"] * (100 - held) + ["proof-replayed"] * held
     assert world.ask(world.proven(issued_at_ms=when.ms_of(found[-held - 1]["time"])))
 
@@ -398,7 +398,7 @@ def test_the_proofs_of_an_idle_pair_are_forgotten_and_stay_refused() -> None:
     world.views.pairs = {**world.views.pairs, other: world.pair}
     world.set_tokens({"pair": replace(TOKENS["pair"], pair_id=other)})
     assert world.ask(world.proven())
-    assert not world.auth._proofs[PAIR_ID].seen
+    assert not world.auth._proofs[PAIR_ID].nonces
     world.now_ms = began_ms
     world.set_tokens({"pair": TOKENS["pair"]})
     assert refused("auth-invalid", world.ask, proof)

@@ -39,7 +39,7 @@ def test_of_a_peer_that_asks_all_day_an_hour_is_remembered() -> None:
     world, proofs = World(), list[Mapping[str, str]]()
     for _ in range(20):
         proofs += asked(world, 25)
-        assert len(world.auth._proofs[PAIR_ID].seen) <= 300
+        assert len(world.auth._proofs[PAIR_ID].nonces) <= 300
     world.now_ms -= 500 * ASKS_MS  # set back, our clock must not let one count again
     assert all(refused("auth-invalid", world.ask, proof) for proof in proofs)
 

@@ -1,16 +1,18 @@
 """Coded streams: whole at every piece, small where little is sent, bounded against whoever sends."""
 
+import asyncio
 import random
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from spl.net import deflate
-from spl.net.deflate import BURST_BYTES, INFLATED_BYTES_MAX, RATE_BYTES_S, Deflater, Inflater
+from spl.net.deflate import BURST_BYTES, INFLATED_BYTES_MAX, RATE_BYTES_S, REST_S, Deflater, Inflater
 from spl.net.http1 import WireError
+from tests.waiting import until
 
 EVENT = b'event: heartbeat\ndata: {"peer_view":{"state":"active","head":%d}}\n\n'
 
@@ -64,6 +66,34 @@ def test_little_is_compressed_and_bulk_is_stored() -> None:
     assert len(deflater.feed(EVENT % 3)) < len(EVENT) * 2
 
 
+def test_a_stream_that_rests_holds_no_compressor_and_goes_on_from_what_it_sent_last() -> None:
+    clock, inflater = Clock(), Inflater()
+    deflater = Deflater(clock)
+    first = deflater.feed(EVENT % 1)
+    assert inflate(inflater, first) == EVENT % 1
+    assert deflater.rest_s() == REST_S
+    clock.now += REST_S
+    assert deflater.rest_s() == 0
+    assert deflater._compressor is None
+    for number in range(2, 5):
+        clock.now += 10 * REST_S
+        coded = deflater.feed(EVENT % number)
+        assert deflater._compressor is None
+        assert inflate(inflater, coded) == EVENT % number
+        assert len(coded) < len(first) / 2
+    assert deflater.feed(EVENT % 5)
+    assert deflater._compressor is not None
+
+
+def test_what_follows_bulk_is_compressed_by_its_end() -> None:
+    clock, inflater = Clock(), Inflater()
+    deflater, bulk = Deflater(clock), random.Random(1).randbytes(2 * BURST_BYTES)
+    assert inflate(inflater, deflater.feed(bulk)) == bulk
+    coded = deflater.feed(bulk[-500:])
+    assert len(coded) < 50
+    assert inflate(inflater, coded) == bulk[-500:]
+
+
 @pytest.mark.parametrize("data", [b"event: x\n\n", b"\x78\x9c\x07", zlib.compress(b"x") + b"more"])
 def test_what_is_no_deflate_is_refused(data: bytes) -> None:
     with pytest.raises(WireError) as caught:
@@ -112,3 +142,29 @@ async def test_closing_the_coded_stream_closes_the_stream() -> None:
     await coded.aclose()
     assert closed
     assert zlib.decompress(b"".join([part async for part in deflate.deflated(pieces(), Clock())])) == b"onetwo"
+
+
+async def test_a_coded_stream_gives_its_compressor_back_while_it_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[Deflater]()
+
+    class Watched(Deflater):
+        def __init__(self, now_s: Callable[[], float]) -> None:
+            super().__init__(now_s)
+            made.append(self)
+
+    more = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield EVENT % 1
+        await more.wait()
+        yield EVENT % 2
+
+    monkeypatch.setattr(deflate, "Deflater", Watched)
+    monkeypatch.setattr(deflate, "REST_S", 0.05)
+    inflater, coded = Inflater(), deflate.deflated(pieces(), asyncio.get_running_loop().time)
+    assert inflate(inflater, await anext(coded)) == EVENT % 1
+    rest = asyncio.ensure_future(anext(coded))
+    await until(lambda: made[0]._compressor is None)
+    more.set()
+    assert inflate(inflater, await rest) == EVENT % 2
+    await coded.aclose()

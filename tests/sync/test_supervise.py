@@ -12,7 +12,7 @@ import pytest
 from spl.core.backoff import Backoff
 from spl.core.errors import SplError
 from spl.net.address import ReachError
-from spl.sync.supervise import Handoff, Kick, Supervisor, drop_ended, guard, run_together, wait
+from spl.sync.supervise import Handoff, Kick, Rest, Supervisor, drop_ended, guard, run_together, wait
 from tests.counting import calls_of
 from tests.waiting import DEADLINE_S, turns, until
 
@@ -21,7 +21,7 @@ class Owner:
     """Wants the jobs in `jobs`."""
 
     def __init__(self) -> None:
-        self.jobs: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.jobs: dict[str, Callable[[], Awaitable[object]]] = {}
         self.crashes: list[tuple[str, int]] = []
         self.arranged = asyncio.Event()
         self.restart = True
@@ -95,6 +95,82 @@ async def test_a_job_runs_once_while_it_is_wanted() -> None:
         owner.tasks.kick()
         await ended.wait()
         assert runs.empty()
+
+
+async def test_a_job_that_rests_has_no_task_until_it_is_woken() -> None:
+    owner, kick, runs = Owner(), Kick(), list[int]()
+
+    async def job() -> Rest | None:
+        runs.append(len(owner.tasks._tasks))
+        kick.clear()
+        return Rest(kick, None, job) if len(runs) < 3 else None
+
+    owner.jobs = {"a": job}
+    async with running(owner):
+        await until(lambda: owner.tasks._rests)
+        for count in (1, 2):
+            assert owner.tasks.running == {"a"}
+            assert not owner.tasks._tasks
+            owner.tasks.kick()  # it counts as running, so it is not started beside its rest
+            await turns()
+            assert len(runs) == count
+            kick.set()
+            await until(lambda count=count: len(runs) > count)
+            await turns()
+        assert owner.tasks.running == set()
+
+
+async def test_a_rest_ends_by_its_seconds_and_a_kick_before_it_counts() -> None:
+    owner, kick, runs = Owner(), Kick(), list[int]()
+
+    async def job() -> Rest | None:
+        runs.append(1)
+        if len(runs) == 1:
+            return Rest(kick, 0.01, job)
+        if len(runs) == 2:
+            kick.set()
+            return Rest(kick, None, job)
+        return None
+
+    owner.jobs = {"a": job}
+    async with running(owner):
+        await until(lambda: len(runs) == 3)
+
+
+async def test_what_is_not_wanted_any_more_rests_no_longer() -> None:
+    owner, kick, runs = Owner(), Kick(), list[int]()
+
+    async def job() -> Rest:
+        runs.append(1)
+        kick.clear()
+        return Rest(kick, None, job)
+
+    owner.jobs = {"a": job}
+    async with running(owner):
+        await until(lambda: owner.tasks._rests)
+        owner.jobs.clear()
+        owner.tasks.kick()
+        await until(lambda: not owner.tasks.running)
+        kick.set()
+        await turns()
+        assert len(runs) == 1
+
+
+async def test_a_crash_after_a_rest_is_counted_and_run_again() -> None:
+    owner, kick, sound = Owner(), Kick(), asyncio.Event()
+
+    async def later() -> None:
+        if len(owner.crashes) < 2:
+            raise ZeroDivisionError
+        sound.set()
+
+    async def job() -> Rest:
+        return Rest(kick, 0.0, later)
+
+    owner.jobs = {"a": job}
+    async with running(owner):
+        await sound.wait()
+    assert owner.crashes == [("a", 1), ("a", 2)]
 
 
 async def test_a_crash_is_counted_and_the_job_runs_again() -> None:

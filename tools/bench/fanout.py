@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from two import READY_S, Side, report, two_sides
+from two import READY_S, Secure, Side, report, two_sides
 
 
 class Host:
@@ -44,10 +44,11 @@ class Host:
 
 
 @contextmanager
-def hosted(peers: int, mode: str = "continuous") -> Iterator[Host]:
+def hosted(peers: int, mode: str = "continuous", secure: Secure | None = None) -> Iterator[Host]:
     """Give so many instances in a process of their own."""
     with tempfile.TemporaryDirectory(prefix="spl-bench-", ignore_cleanup_errors=True) as folder:
         command = [sys.executable, str(Path(__file__).with_name("host.py")), folder, str(peers), mode]
+        command += map(str, secure or ())
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             try:
                 yield Host(process)

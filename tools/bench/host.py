@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Many instances in one process: peers for benches that need more of them than a machine can run daemons.
 
-    python tools/bench/host.py FOLDER COUNT [MODE]
+    python tools/bench/host.py FOLDER COUNT [MODE [CERTIFICATE KEY]]
 
-Each instance has its own home, keys, log, writer thread and listener, approves every pair, and sets it to MODE.
+Each instance has its own home, keys, log, writer thread and listener, approves every pair, and sets it to MODE.  With a
+certificate it is reached by https, and trusts those that have the same.
 Prints their URLs as a line of JSON; then for each line `N` of the input, once every instance holds N records of the
 bench's thread, a line with p50 and p99 of the lags since the last line in ms, from the time `t` in the record's
 body, and the processor time of the process.  Ends with its input.
@@ -37,7 +38,7 @@ from spl.home.writes import Commit
 from spl.host.process import collect_seldom, settle, share_memory
 from spl.net.client import HttpClient
 from spl.net.server import Server
-from spl.net.sockets import Listener, bind_tcp, client_trust
+from spl.net.sockets import Listener, bind_tcp, client_trust, server_tls
 
 LOOK_S: Final = 0.05
 EMITTED: Final = re.compile(rb'"t":([0-9.]+)')
@@ -57,11 +58,14 @@ class Arrivals:
                 self.lags.append(now - float(found[1]))
 
 
-async def open_instance(folder: Path, mode: str, stack: AsyncExitStack, stop: asyncio.Event) -> tuple[str, Arrivals]:
+async def open_instance(
+    folder: Path, mode: str, secure: list[Path], stack: AsyncExitStack, stop: asyncio.Event
+) -> tuple[str, Arrivals]:
     """Serve one instance until `stop`; return its URL and what will reach it."""
     init_home(folder, folder.name)
     sockets = bind_tcp("127.0.0.1", 0)
-    url = f"http://127.0.0.1:{sockets[0].getsockname()[1]}"
+    url = f"http{'s' * bool(secure)}://127.0.0.1:{sockets[0].getsockname()[1]}"
+    tls, trust = server_tls(*secure).context if secure else None, client_trust(secure[0] if secure else None)
     config = Config(federation_approval="auto", public_url=url)
     home = open_home(folder, config, disk=Disk(), progress=lambda done, total: None)
     stack.callback(home.close)
@@ -69,14 +73,14 @@ async def open_instance(folder: Path, mode: str, stack: AsyncExitStack, stop: as
     writer.start()
     stack.push_async_callback(asyncio.to_thread, writer.join)
     stack.callback(home.writer.close)
-    client, arrivals = HttpClient(config.limits, tls=None), Arrivals()
+    client, arrivals = HttpClient(config.limits, tls=trust), Arrivals()
     stack.push_async_callback(client.close)
-    services = services_of(home, client, client_trust(None), url, Settings(config))
+    services = services_of(home, client, trust, url, Settings(config))
     stack.callback(services.close)
     home.writer.listen(arrivals.note)
     tasks = await stack.enter_async_context(asyncio.TaskGroup())
     server = Server(Api(services, local=False), config.limits, now_ms=now_ms)
-    tasks.create_task(server.serve([Listener(sock) for sock in sockets], stop))
+    tasks.create_task(server.serve([Listener(sock, tls) for sock in sockets], stop))
     tasks.create_task(_set_mode(services, mode, stop))
     start(services, tasks, stop)
     return url, arrivals
@@ -92,12 +96,12 @@ async def _set_mode(services: Services, mode: str, stop: asyncio.Event) -> None:
             await asyncio.wait_for(stop.wait(), LOOK_S)
 
 
-async def host(folder: Path, count: int, mode: str) -> None:
+async def host(folder: Path, count: int, mode: str, secure: list[Path]) -> None:
     """Serve so many instances until the input ends."""
     stop, asked = asyncio.Event(), asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
     async with AsyncExitStack() as stack:
-        found = [await open_instance(folder / f"peer{n}", mode, stack, stop) for n in range(count)]
+        found = [await open_instance(folder / f"peer{n}", mode, secure, stack, stop) for n in range(count)]
         stack.callback(stop.set)
         settle(asyncio.get_running_loop())
         print(json.dumps([url for url, _ in found]), flush=True)
@@ -120,8 +124,9 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("count", type=int)
     parser.add_argument("mode", nargs="?", default="continuous")
+    parser.add_argument("secure", nargs="*", type=Path)
     options = parser.parse_args()
     logging.disable()  # what fails shows by what does not arrive
     share_memory()
     collect_seldom()
-    uvloop.run(host(options.folder, options.count, options.mode))
+    uvloop.run(host(options.folder, options.count, options.mode, options.secure))

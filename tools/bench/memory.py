@@ -13,13 +13,14 @@ Idle is a daemon whose config.toml is as `init` wrote it: one that says somethin
 import argparse
 import json
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from fanout import follow, hosted
-from two import THREAD, Side, record, report, two_sides
+from two import THREAD, Secure, Side, record, report, self_signed, two_sides
 
 SETTLED_S: Final = 6.0
 KIB_PER_MIB: Final = 1024
@@ -71,6 +72,14 @@ def posts(side: Side, count: int, times: int) -> None:
         post(side, count)
 
 
+def more_pairs(count: int, secure: Secure | None = None) -> tuple[float, float, float, float]:
+    """Return (rss, anon, peak, kept) of all continuous pairs of a daemon but the first, which loads what all use."""
+    with two_sides(paired=False, secure=secure) as (one, two, _), hosted(count, secure=secure) as host:
+        two.stop()
+        follow(one, host.urls[:1])
+        return around(one, lambda: follow(one, host.urls[1:]))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -97,18 +106,16 @@ def main() -> None:
         if options.more:
             del steps["snapshot"]
         rows += [(name, *around(one, step)) for name, step in steps.items()]
-    with two_sides(paired=False) as (one, two, _), hosted(options.pairs) as host:
-        two.stop()
-        follow(one, host.urls[:1])
-        rows.append((f"{options.pairs - 1} more pairs", *around(one, lambda: follow(one, host.urls[1:]))))
-        each = rows[-1][4]
-        assert isinstance(each, float)
+    with tempfile.TemporaryDirectory(prefix="spl-bench-") as folder:
+        pairs = {"pair": more_pairs(options.pairs), "tls_pair": more_pairs(options.pairs, self_signed(Path(folder)))}
+    rows += [(f"{options.pairs - 1} more {name.replace('_', ' ')}s", *found) for name, found in pairs.items()]
     names = ("rss_mib", "anon_mib", "peak_mib", "kept_mib")
     figures: dict[str, object] = {
         str(row[0]): {name: round(float(str(cell)), 1) for name, cell in zip(names, row[1:], strict=True)}
         for row in rows
     }
-    figures["pair_kib"] = round(each / max(1, options.pairs - 1) * KIB_PER_MIB)
+    each = {f"{name}_kib": round(found[3] / (options.pairs - 1) * KIB_PER_MIB) for name, found in pairs.items()}
+    figures |= each
     report("memory", ("MiB", "rss", "anon", "peak +", "kept +"), rows, figures)
 
 

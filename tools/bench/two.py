@@ -29,14 +29,25 @@ LOAD_FROM: Final = ("127.0.0.2", 0)
 """Where connections of a load come from: those of one address are bounded, and the peer has its own."""
 
 
-class Side:
-    """One daemon and a connection to it."""
+Secure = tuple[Path, Path]
+"""A certificate, which is its own authority, and its key."""
 
-    def __init__(self, name: str, folder: Path) -> None:
+
+class Side:
+    """One daemon and a connection to it; with `secure` its peers reach it by https."""
+
+    def __init__(self, name: str, folder: Path, secure: Secure | None = None) -> None:
         self.name, self.home = name, folder / name
         self.port = _free_port()
+        # As its own address is on this machine, the daemon dials others there too.
+        self.url = f"http://127.0.0.1:{self.port}"
         said = {"SYNCROPEL_HOME": str(self.home), "PYTHONPATH": str(ROOT), "SPL_FEDERATION_APPROVAL": "auto"}
         self.env = {**os.environ, **said}
+        if secure is not None:
+            address = f"127.0.0.1:{_free_port()}"
+            certificate, key = map(str, secure)
+            self.env |= {"SPL_TLS_LISTEN": address, "SPL_TLS_CERTIFICATE": certificate, "SPL_TLS_KEY": key}
+            self.env["SPL_TLS_CA_FILE"], self.url = certificate, f"https://{address}"
         self.home.mkdir(mode=0o700)
         self.spl("init", "--label", name)
         self._lines = "".join(f"{field}: {value}\r\n" for field, value in self.headers().items())
@@ -44,10 +55,7 @@ class Side:
 
     def start(self) -> None:
         """Start the daemon and wait until it accepts writes."""
-        url = (
-            f"http://127.0.0.1:{self.port}"  # as its own address is on this machine, the daemon dials others there too
-        )
-        command = [sys.executable, "-m", "spl", "serve", "--port", str(self.port), "--public-url", url]
+        command = [sys.executable, "-m", "spl", "serve", "--port", str(self.port), "--public-url", self.url]
         with (self.home.parent / f"{self.name}.out").open("ab") as log:
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         end = time.monotonic() + READY_S
@@ -151,14 +159,23 @@ class Asker(asyncio.Protocol):
             self.done.set_result(None)
 
 
+def self_signed(folder: Path) -> Secure:
+    """Return a certificate for 127.0.0.1 and its key, made in a folder."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*command.split(), *more], check=True, capture_output=True)
+    return certificate, key
+
+
 @contextmanager
-def two_sides(*, paired: bool = True) -> Iterator[tuple[Side, Side, str]]:
+def two_sides(*, paired: bool = True, secure: Secure | None = None) -> Iterator[tuple[Side, Side, str]]:
     """Give two running daemons and their pair's id; the pair is continuous in both directions."""
     folder = Path(tempfile.mkdtemp(prefix="spl-bench-"))
     sides: list[Side] = []
     try:
-        sides = [Side("ann", folder)]
-        sides.append(Side("ben", folder))
+        sides = [Side("ann", folder, secure)]
+        sides.append(Side("ben", folder, secure))
         yield *sides, pair(*sides) if paired else ""  # type: ignore[misc]
     finally:
         for side in sides:
@@ -169,7 +186,7 @@ def two_sides(*, paired: bool = True) -> Iterator[tuple[Side, Side, str]]:
 
 def pair(one: Side, two: Side) -> str:
     """Pair two sides, set both to continuous, wait until both streams are open, and return the pair's id."""
-    one.spl("federation", "pair", f"http://127.0.0.1:{two.port}/")
+    one.spl("federation", "pair", f"{two.url}/")
     pair_id = str(one.ask("GET", "/v1/federation/pairs")["data"][0]["pair_id"])
     for side in (one, two):
         side.spl("federation", "set-mode", pair_id, "continuous")

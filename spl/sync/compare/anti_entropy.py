@@ -15,7 +15,7 @@ unasked.  Its request is noted in the vault until it succeeded, since after a re
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -26,6 +26,7 @@ from ...core.backoff import Backoff
 from ...core.errors import SplError
 from ...core.event import event
 from ...core.pair.modes import ON_DEMAND
+from ...core.pair.pair import Pair
 from ...core.presence import PEER_PUSHES
 from ...core.value import Json, dataclass, field
 from ...home.writes import Commit, Hop
@@ -34,7 +35,7 @@ from ..peer import COMPARE_NOTE, WITHHELD, SyncError
 from ..reach import Reaches
 from ..schedule import Sync
 from ..scope import SHARING_THREADS
-from ..supervise import Kick, Supervisor, drop_ended, wait
+from ..supervise import Kick, Rest, Supervisor, drop_ended
 
 if TYPE_CHECKING:
     from .reconcile import Reconcile
@@ -97,6 +98,7 @@ class AntiEntropy:
         self._reconcile, self._sync, self._reaches = reconcile, sync, reaches
         self._interval_s, self._now_ms, self._random_bytes = interval_s, now_ms, random_bytes
         self._states: dict[str, _State] = {}
+        self._seen: Mapping[str, Pair] = {}
         self._tasks = Supervisor("compare", self, random_bytes=random_bytes, backoff_max_s=BACKOFF_MAX_S)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -149,19 +151,25 @@ class AntiEntropy:
         """A pair or what it shares changed, or a key was learnt: records refused beyond the ledger may be sound now."""
         self._tasks.kick()
         self._on_refused()
-        for state in self._states.values():
-            state.kick.set()  # the pair's mode may be another
+        before, self._seen = self._seen, self.writer.views.pairs
+        for pair_id, state in self._states.items():
+            if self._seen.get(pair_id) is not before.get(pair_id):
+                state.kick.set()  # the pair's mode may be another
         most = self._ingest.limits.refused_per_pair
         for pair_id, count in self.writer.views.refused.items():
             if count >= most:
                 self.request(pair_id)
 
-    async def _watch(self, pair_id: str) -> None:
+    async def _watch(self, pair_id: str) -> Rest | None:
         state, now_s = self._state(pair_id), asyncio.get_running_loop().time
         state.due_s = min(state.due_s, now_s() + state.backoff.spread_s(APART_S if self.writer.store.lost else FIRST_S))
         if await asyncio.to_thread(self._vault.get, COMPARE_NOTE + pair_id) is not None:
             state.noted = True
             self.request(pair_id)
+        return await self._watch_on(pair_id, state)
+
+    async def _watch_on(self, pair_id: str, state: _State) -> Rest | None:
+        now_s = asyncio.get_running_loop().time
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed:
             state.kick.clear()
             wanted, wait_s = pair.mode != ON_DEMAND or state.requested, state.due_s - now_s()
@@ -173,7 +181,8 @@ class AntiEntropy:
                 delay_s = await self._turn(pair_id, state)
                 state.due_s = min(state.due_s, now_s() + delay_s)
             else:
-                await wait(state.kick, wait_s if wanted else None)
+                return Rest(state.kick, wait_s if wanted else None, partial(self._watch_on, pair_id, state))
+        return None
 
     async def _turn(self, pair_id: str, state: _State) -> float:
         """Compare once; return the seconds until the next time."""
