@@ -200,6 +200,13 @@ def _fill(exc: SplError, entry: Command, args: Namespace, shell: Shell) -> None:
     if exc.code in ("auth-required", "auth-invalid", "scope-forbidden") and shell.context is not None:
         lacks = "status:read" if "status:read" in exc.message else exc.facts.get("scope")  # of several the least
         exc.hint = shell.context.token_step(str(lacks or "status:read"))
+    if exc.code == "manifest-did-mismatch" and (url := getattr(args, "url", None)):
+        exc.hint = exc.hint.replace("pair URL", f"pair {url}")
+        if entry.name == "federation refresh":
+            exc.hint = f"another instance answers at {url}: give the URL that `spl status` shows at {pair}"
+    if exc.code == "auth-invalid" and entry.name == "federation set-token":
+        mint = "spl token mint --scopes federation:sync,federation:subscribe --pair PAIR_ID"
+        exc.hint = f"on the peer, with the id in `spl federation list`: {mint}; then give here the text that it prints"
     if exc.code in ("pair-unknown", "not-found") and (named := pair or getattr(args, "id", None)):
         exc.hint = load("cli.paste").own_name(shell, named) or exc.hint
     load("cli.paste").with_start(exc, shell)

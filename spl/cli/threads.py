@@ -194,7 +194,8 @@ def _restore(args: Namespace, shell: Shell) -> int:
         try:
             plan = _send(source, args, shell)
         except CtlError as exc:
-            if exc.code == "snapshot-malformed" and not args.skip_damaged:
+            has_header = not exc.message.startswith("the first line")
+            if exc.code == "snapshot-malformed" and has_header and not args.skip_damaged:
                 rest = shlex.quote(args.file) if args.file else "FILE"
                 exc.hint += f"; what is sound of it: spl thread restore --skip-damaged {rest}"
             raise

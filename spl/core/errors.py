@@ -58,7 +58,7 @@ CODES: Final[dict[str, Code]] = {
     "body-too-large": Code(413, 2, "The body is over the limit of its route.", "send less at once"),
     "head-too-large": Code(431, 2, "Request line and headers together are over 64 KiB.", "send fewer or shorter headers"),
     "uri-too-long": Code(414, 2, "The request target is too long.", "send parameters in the body"),
-    "method-not-allowed": Code(405, 2, "This path does not answer this method.", "see the Allow header"),
+    "method-not-allowed": Code(405, 2, "This path does not answer this method.", "use one that it answers, as the Allow header says, too"),
     "media-type": Code(415, 2, "The route takes application/json only, without a Content-Encoding.", "send Content-Type: application/json"),
     "request-timeout": Code(408, 9, "The request did not arrive within its deadline.", "retry on a better connection"),
     "version-unsupported": Code(505, 9, "Only HTTP/1.1 and HTTP/1.0 are spoken here.", "use HTTP/1.1"),

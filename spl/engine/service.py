@@ -203,7 +203,8 @@ class SinkService:
             for each in sink.namespaces:
                 namespace.usable(self.writer.views.namespaces, each)
             if sink.name in self.writer.views.sinks:
-                raise EngineError("sink-exists", f"there is a sink {sink.name}", hint=f"spl sink remove {sink.name}")
+                hint = f"spl sink show {sink.name}; to put another in its place, first: spl sink remove {sink.name}"
+                raise EngineError("sink-exists", f"there is a sink {sink.name}", hint=hint)
             if len(self.writer.views.sinks) >= SINKS_MAX:
                 raise EngineError("sink-exists", f"there are {SINKS_MAX} sinks, and no more are possible")
             if not sink.is_program and any(not each.is_program and each.url == sink.url for each in self.all()):

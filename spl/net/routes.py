@@ -237,7 +237,8 @@ class RouteTable:
         node, values = self._find(path)
         found = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
         if found is None:
-            raise HttpError("method-not-allowed", allow=_allow(node.routes))
+            allowed = _allow(node.routes)
+            raise HttpError("method-not-allowed", f"this path answers {', '.join(allowed)}", allow=allowed)
         route, names = found
         if not names:
             return route, NOTHING

@@ -74,12 +74,14 @@ def pair_named(pairs: Mapping[str, Pair], ref: str) -> Pair:
 
 
 def request_named(requests: Mapping[str, ApprovalRequest], ref: str) -> ApprovalRequest:
-    """Return the request by id, unique prefix, or the asker's DID; decided ones only where no other fits.
+    """Return the request by id, unique prefix, or the asker's DID; where no other fits, the last decided of one asker.
 
     Raises PairError "not-found", "ambiguous".
     """
     found = {key: item for key, item in requests.items() if ref and _names(key, item.peer_did, ref)}
     waiting = {key: item for key, item in found.items() if item.status is Status.PENDING}
+    if not waiting and len({item.peer_did for item in found.values()}) == 1:
+        found = dict([*found.items()][-1:])
     only = _only(waiting or found, ref)
     if only is None:
         raise PairError("not-found", f"no request {ref[:80]!r}", hint="spl aitl list --all")

@@ -139,6 +139,18 @@ def test_the_daemons_own_name_means_another_daemon(spl: Run, daemon: Daemon) -> 
     assert "itself" not in spl("federation", "show", "bob").err
 
 
+def test_another_instance_at_a_url_is_no_matter_of_keys(spl: Run, daemon: Daemon) -> None:
+    wrong = (422, error("manifest-did-mismatch", "the peer is carol, not bob"))
+    daemon.answers["POST", "/v1/federation/pairs/bob/refresh"] = wrong
+    daemon.answers["POST", "/v1/federation/pairs"] = wrong
+    refreshed = " ".join(spl("federation", "refresh", "bob", "--url", "http://127.0.0.1:9200/").err.split())
+    assert (
+        "another instance answers at http://127.0.0.1:9200/: give the URL that `spl status` shows at bob" in refreshed
+    )
+    paired = spl("federation", "pair", "http://127.0.0.1:9200/").err
+    assert "spl federation pair http://127.0.0.1:9200/ --expect-did DID" in paired
+
+
 def test_help_names_no_daemon_where_none_is_asked(spl: Run) -> None:
     for words, options in (("status", "--home --context"), ("serve", "--home"), ("demo", ""), ("completion", "")):
         page = spl(words, "--help").out

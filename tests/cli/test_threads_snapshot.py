@@ -49,6 +49,8 @@ def test_a_file_that_was_cut_names_the_way_to_what_is_left(spl: Run, daemon: Dae
     daemon.answers["POST", "/v1/threads/restore?dry_run=0"] = (422, error("snapshot-malformed", "it is cut"))
     step = f"what is sound of it: spl thread restore --skip-damaged '{file}'"
     assert step in " ".join(spl("thread", "restore", str(file)).err.split())
+    daemon.answers["POST", "/v1/threads/restore?dry_run=0"] = (422, error("snapshot-malformed", "the first line is no"))
+    assert "--skip-damaged" not in spl("thread", "restore", str(file)).err  # nothing tells what is sound
 
 
 def test_what_is_left_out_is_named(spl: Run, daemon: Daemon) -> None:

@@ -37,6 +37,7 @@ async def test_one_sink_a_name_and_a_server(node: Node) -> None:
             with pytest.raises(SplError) as caught:
                 await service.add({**FAN, **changes}, from_now=False)
             assert caught.value.code == "sink-exists"
+            assert caught.value.hint.startswith(("spl sink show ", "spl sink list"))  # pasted, neither removes one
         await service.act("fan", "remove")
         await service.add(FAN, from_now=False)
         with pytest.raises(SplError) as caught:

@@ -2,9 +2,15 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from spl.core.pair.aitl import Status
+from spl.core.pair.pair import PairError
 from spl.core.version import PAIR_NAMES
-from spl.pairing.names import PairNames, names_of
+from spl.pairing.names import PairNames, names_of, request_named
 from spl.sync.notify import Notifier
 from tests.pairing.test_grants_handover import scene
 from tests.waiting import until
@@ -26,3 +32,15 @@ async def test_the_file_follows_the_pairs(tmp_path: Path) -> None:
         notifier.stop()
         await work
         notifier.close()
+
+
+def test_of_the_decided_requests_of_one_asker_the_last_is_meant() -> None:
+    """Who approves twice hears that it is approved; two askers of one name stay apart."""
+    dids = [f"did:sync:instance:alice-{number:024x}" for number in (1, 1, 2)]
+    asked: dict[str, Any] = {
+        f"pair_{number}": SimpleNamespace(peer_did=did, status=Status.REJECTED) for number, did in enumerate(dids)
+    }
+    assert request_named({key: asked[key] for key in ("pair_0", "pair_1")}, "alice") is asked["pair_1"]
+    with pytest.raises(PairError) as caught:
+        request_named(asked, "alice")
+    assert caught.value.code == "ambiguous"
