@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spl.core.errors import SplError
@@ -72,6 +72,7 @@ def shared_most(a: list[str], b: list[str]) -> int:
     return max(shared_most(a[1:], b), shared_most(a, b[1:]))
 
 
+@example(list("bbab"), list("aab"))
 @given(st.lists(st.sampled_from("abc"), max_size=6), st.lists(st.sampled_from("abc"), max_size=6))
 def test_the_gaps_are_as_few_as_explain_the_difference_and_in_order(one: list[str], other: list[str]) -> None:
     sides = [[step(event, n) for n, event in enumerate(events)] for events in (one, other)]

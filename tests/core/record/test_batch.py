@@ -120,6 +120,16 @@ def test_a_batch_of_another_form_is_refused(changes: dict[str, object]) -> None:
     assert caught.value.code == "bad-field"
 
 
+@pytest.mark.parametrize("size", [1, 65])
+def test_a_place_in_a_tree_of_another_size_is_refused(size: int) -> None:
+    """However well its path fits."""
+    root, places = batch.tree(messages(size))
+    assert batch.root_of(messages(size)[0], places[0]) == root
+    value = {"index": 0, "size": size, "path": [base64.b64encode(each).decode() for each in places[0].path]}
+    with pytest.raises(batch.BatchError):
+        batch.Batch.from_json(value)
+
+
 @pytest.mark.parametrize("value", [None, [], "x", 1, {}, {"index": 0, "size": 2}])
 def test_what_is_no_object_of_three_is_refused(value: object) -> None:
     """A batch is an object with the members index, size, path."""
