@@ -93,6 +93,11 @@ def test_asking_how_long_a_source_waits_takes_nothing_from_it() -> None:
     ]
 
 
+def test_a_bucket_that_holds_too_little_says_when_it_holds_enough() -> None:
+    bucket, _, _ = TokenBucket(size=2, per_s=0.5).take(0, 1.5)
+    assert bucket.take(0, 1)[1:] == (False, 1.0)
+
+
 def test_a_bucket_that_is_never_filled_again_waits_for_ever() -> None:
     bucket, allowed, _ = TokenBucket(size=1, per_s=0).take(0)
     assert allowed

@@ -144,6 +144,7 @@ def test_drafts_rise_and_are_refused_with_a_reason() -> None:
     assert consent.draft(pair, book, "x", "z", 2, LIMITS) == Grant("x", "z", 2, 5)
     assert consent.draft(pair, book, "default", "default", None, LIMITS) == Grant("default", "default", None, 1)
     assert consent.draft(pair, book, "x", "default", 1, LIMITS).level == 1
+    assert consent.draft(pair, book, "x", "y", None, LIMITS) == Grant("x", "y", None, 5)
     assert consent.draft(pair, book, "default", "default", 0, LIMITS) == Grant("default", "default", 0, 1)
     assert consent.draft(pair, book, "new", "new", 1, Limits(namespaces_per_pair=4)).version == 1
     few = Limits(namespaces_per_pair=3)

@@ -45,6 +45,21 @@ def test_every_month_of_four_centuries_begins_and_ends_on_its_day() -> None:
                     when.ms_of(f"{year:04}-{month:02}-{day:02}T00:00:00Z")
 
 
+def test_each_hour_has_its_text_and_each_decimal_its_value() -> None:
+    for hour in range(24):
+        assert when.text_of(hour * 3_600_000) == f"1970-01-01T{hour:02}:00:00.000Z"
+    for decimals, ms in (
+        ("", 0),
+        (".5", 500),
+        (".05", 50),
+        (".12", 120),
+        (".123", 123),
+        (".1239", 123),
+        (".000999", 0),
+    ):
+        assert when.ms_of(f"1970-01-01T00:00:00{decimals}Z") == ms
+
+
 def test_the_last_moment_of_a_day_is_read() -> None:
     last = "2026-12-31T23:59:59.999Z"
     assert when.text_of(when.ms_of(last)) == last

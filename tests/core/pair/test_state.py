@@ -5,6 +5,7 @@ import pytest
 from spl.core.pair.state import (
     Pair,
     PairError,
+    Revoked,
     TokenRef,
     known,
     maps_from_json,
@@ -15,7 +16,7 @@ from spl.core.pair.state import (
 from spl.core.pair.steps import End, Pause, PeerPause, Revoke, Told, decide
 from spl.core.record.filter import OPEN
 from spl.core.value import replace
-from tests.core.pair_kit import EVENTS, GRANT, NOW_MS, PATHS, PROPOSAL
+from tests.core.pair_kit import CHAIN, EVENTS, GRANT, MANIFEST, NOW_MS, PATHS, PROPOSAL
 
 ID = PROPOSAL.pair_id
 DAY_MS = 86_400_000
@@ -57,6 +58,7 @@ def test_what_a_state_allows_and_what_it_waits_for(
 
 def test_who_ended_a_pair_is_kept() -> None:
     active = PATHS["Active"]
+    assert (Revoked().by_us, Revoked().paused_by_us) == (False, False)
     assert a_pair(*active, Revoke("over")).ended_by_us
     assert a_pair(*active, Revoke("over"), Told()).ended_by_us
     assert not a_pair(*active, End("revoked")).ended_by_us
@@ -75,6 +77,8 @@ def test_a_pair_says_what_was_agreed() -> None:
     assert narrowed.filter.thread_allow == ("th_a",)
     assert narrowed.filters[1:] == (OPEN,)
     assert PROPOSAL.to_json()["strict"] is True
+    assert (active.nonce, active.url, active.manifest) == (PROPOSAL.nonce, "https://bob.example", MANIFEST)
+    assert (active.chain, active.reason, a_pair(*PATHS["Degraded"]).reason) == (CHAIN, "", "dns")
     assert known({ID: active}, ID) is active
     with pytest.raises(PairError) as caught:
         known({}, ID)

@@ -76,7 +76,10 @@ def test_lengths_are_few_and_the_next_one_is_taken_only_where_it_must_be() -> No
 
     def length(lanes: int, epoch: int, run: int) -> int:
         made = tuple(Lane(f"{n:024x}", n, n) for n in range(lanes))
-        return len(seal(Cursor("e" * epoch, 1, "f" * run, made), KEY, NONCE, PAIR))
+        cursor = Cursor("e" * epoch, 1, "f" * run, made)
+        text = seal(cursor, KEY, NONCE, PAIR)
+        assert open_(text, KEY, PAIR) == cursor
+        return len(text)
 
     def chars(packed: int) -> int:
         return -(-(packed + 40) * 4 // 3)
@@ -111,6 +114,13 @@ def test_hostile_text_is_refused(text: str) -> None:
     with pytest.raises(CursorError) as caught:
         open_(text, KEY, PAIR)
     assert caught.value.code == "cursor-invalid"
+
+
+def test_no_other_characters_may_stand_between_those_of_a_cursor() -> None:
+    text = seal(Cursor("e", 1, "r"), KEY, NONCE, PAIR)
+    for more in ("!!!!", "\n\n\n\n", "    ", "===="):
+        with pytest.raises(CursorError):
+            open_(text[:8] + more + text[8:], KEY, PAIR)
 
 
 @given(st.binary(max_size=200))
