@@ -30,6 +30,7 @@ class APair:
     pair_id: str = PAIR
     namespaces: tuple[str, ...] = ("default",)
     maps: tuple[tuple[str, str], ...] = ()
+    peer_did: str = "did:bob"
 
 
 def a_pair(*namespaces: str, maps: tuple[tuple[str, str], ...] = ()) -> Pair:
@@ -93,6 +94,17 @@ def test_a_word_waits_until_the_peer_holds_that_very_one() -> None:
     assert consent.acknowledged(late, {"music": 2}) == (second,)
     assert consent.acknowledged(late, {"music": "2"}) == consent.acknowledged(late, [2]) == ()
     assert consent.versions(late.ours) == {"music": 2}
+
+
+def test_a_record_that_says_nothing_new_leaves_the_very_books_that_there_were() -> None:
+    first = Grant("music", "x", 1, 1)
+    for body, again in (
+        (record(first, ours=False), record(first, ours=False)), (record(first), record(first)),
+        (record(first, ours=False), record(Grant("music", "projects", 3, 1), ours=False)),
+        (record(first, held=False), record(first, held=False)),
+    ):  # fmt: skip
+        books = consent.fold({}, body)
+        assert consent.fold(books, again) is books
 
 
 @pytest.mark.parametrize(
@@ -246,6 +258,42 @@ def test_where_both_grant_l0_the_peers_l1_comes_in_too() -> None:
     assert consent.inbound(a_pair(), book, SPACES)["x"] == Inbound("music", full=True, level=1)
     coarser = folded(record(both[0]), record(Grant("x", "music", 2, 1), ours=False))
     assert consent.inbound(a_pair(), coarser, SPACES)["x"] == Inbound("music", full=False, level=2)
+
+
+def test_what_waits_for_the_peer_goes_out_only_where_it_was_agreed_anyway() -> None:
+    shared = (Outbound("default", "default", 0),)
+    for grant, now, then in (
+        (Grant("default", "default", 0, 2), shared, shared),
+        (Grant("default", "default", 2, 2), (), (Outbound("default", "default", 2),)),
+        (Grant("music", "x", 1, 1), shared, (*shared, Outbound("music", "x", 1))),
+    ):
+        assert consent.outbound(a_pair(), folded(record(grant, held=False)), SPACES) == now
+        assert consent.outbound(a_pair(), folded(record(grant)), SPACES) == then
+
+
+@pytest.mark.parametrize("back", [
+    Grant("x", "music", 1, 1), Grant("x", "music", None, 1), Grant("x", "projects", 0, 1), Grant("default", "music", 0, 1),
+])  # fmt: skip
+def test_only_the_same_crossing_granted_back_in_full_makes_one_full(back: Grant) -> None:
+    ours = record(Grant("music", "x", 0, 1))
+    assert Outbound("music", "x", 1, wants_peer=True) in consent.outbound(
+        a_pair("projects"), folded(ours, record(back, ours=False)), SPACES
+    )
+    both = folded(ours, record(Grant("x", "music", 0, 1), ours=False))
+    assert Outbound("music", "x", 0) in consent.outbound(a_pair("projects"), both, SPACES)
+
+
+def test_what_comes_in_full_has_a_place_here_whether_it_is_usable_or_not() -> None:
+    books: Mapping[str, PairGrants] = {}
+    for grant, ours in (
+        (Grant("lost/a", "x", 0, 1), True), (Grant("x", "lost/a", 0, 1), False), (Grant("y", "b", 0, 1), False),
+        (Grant("z", "c", 1, 1), False), (Grant("c", "z", 1, 1), True),
+    ):  # fmt: skip
+        books = consent.fold(books, record(grant, ours=ours))
+    assert consent.crossings([a_pair("default")], books) == {
+        ("did:bob", "default"): "default", ("did:bob", "x"): "lost/a"
+    }  # fmt: skip
+    assert consent.crossings([], books) == {}
 
 
 def test_a_map_of_the_handshake_is_a_grant_of_each_side() -> None:

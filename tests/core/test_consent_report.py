@@ -56,6 +56,12 @@ def test_what_the_handshake_agreed_has_lines_of_its_own() -> None:
     assert [line.level for line in consent.lines(pair, book, SPACES, "bob")] == ["L1"]
 
 
+def test_a_withdrawn_grant_lacks_no_namespace() -> None:
+    for grant, ours in ((Grant("lost", "x", None, 2), True), (Grant("x", "lost", None, 2), False)):
+        line = only(folded(record(grant, ours=ours)))
+        assert (line.level, line.missing, line.fix, line.code) == ("none", "", "", "")
+
+
 def test_a_grant_of_what_was_agreed_says_its_level() -> None:
     for level, said in ((0, "L0"), (2, "L2"), (None, "none")):
         for ours in (True, False):
