@@ -272,7 +272,8 @@ def test_what_waits_for_the_peer_goes_out_only_where_it_was_agreed_anyway() -> N
 
 
 @pytest.mark.parametrize("back", [
-    Grant("x", "music", 1, 1), Grant("x", "music", None, 1), Grant("x", "projects", 0, 1), Grant("default", "music", 0, 1),
+    Grant("x", "music", 1, 1), Grant("x", "music", None, 1), Grant("x", "projects", 0, 1),
+    Grant("default", "music", 0, 1),
 ])  # fmt: skip
 def test_only_the_same_crossing_granted_back_in_full_makes_one_full(back: Grant) -> None:
     ours = record(Grant("music", "x", 0, 1))
