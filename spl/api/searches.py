@@ -24,6 +24,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 
 from ..core.errors import SplError
 from ..core.value import dataclass, field
+from ..sync.scope import advance
 from .auth import Principal
 
 WORKERS: Final = 2
@@ -101,7 +102,7 @@ class Searches:
     async def run(self, principal: Principal, work: Generator[None, None, _T]) -> _T:
         """Return the result of a search that yields between its steps, which never take the last thread."""
         result = list[_T]()
-        while not await self._result(principal, partial(_advance, work, result), long=True):
+        while not await self._result(principal, partial(advance, work, result), long=True):
             pass
         return result[0]
 
@@ -151,13 +152,3 @@ class Searches:
 def following(items: Iterator[_T]) -> _T | None:
     """Return the next one, None at the end: what a step of a search may return."""
     return next(items, None)
-
-
-def _advance(work: Generator[None, None, _T], result: list[_T]) -> bool:
-    """Do one step; return whether it was the last, having put the result into the list."""
-    try:
-        next(work)
-    except StopIteration as end:
-        result.append(end.value)
-        return True
-    return False

@@ -10,7 +10,6 @@ moves its manifest to an address of our network would learn which ports answer t
 
 import asyncio
 import hashlib
-import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol
@@ -34,7 +33,16 @@ from ..net.heads import date_ms
 from ..net.probe import Reached, days_left
 from ..pairing.exchange import DID_PATH, MANIFEST_PATH
 from ..pairing.service import Pairing
-from ..sync.peer import CHECK_PATH, TOKEN_REVOKED, SyncError, cut_text, foreign_text, is_ours
+from ..sync.peer import (
+    CHECK_PATH,
+    ERROR_BYTES_MAX,
+    TOKEN_REVOKED,
+    SyncError,
+    cut_text,
+    foreign_text,
+    is_ours,
+    members_of,
+)
 from . import catalogue, conditions
 from .conditions import SERVED
 from .facts import Facts, Fault, ReverseReach
@@ -44,7 +52,6 @@ log = logging.getLogger("spl.federation")
 
 LOOKS_COUNT: Final = 6
 LOOKS_PER_S: Final = 0.1
-ERROR_BYTES: Final = 16 * 1024
 _REACH: Final = frozenset(conditions.REACH)
 _ABOUT: Final = frozenset({*conditions.MANIFEST, "identity-cloned"})
 _ANSWERED: Final = frozenset({"peer-4xx", "peer-5xx", "rate-limited", "foreign-answer"})
@@ -183,7 +190,7 @@ class PeerCheck:
     async def _ask_endpoint(self, pair: Pair) -> _Seen:
         """GET the pair endpoint: 405 shows that a handshake could be posted there without a bearer."""
         reply = await self._get(pair.peer.pair_endpoint, self.pairing.peers.dial(pair))
-        is_page = reply.status == 200 and not _object(reply.body)
+        is_page = reply.status == 200 and not members_of(reply.body)
         is_served = (reply.status in SERVED and not is_page) or is_ours(reply.body)
         if reply.status == 429 or reply.status >= 500 or not is_served:
             return _other_status(reply, pair.peer.pair_endpoint)
@@ -197,11 +204,11 @@ class PeerCheck:
         try:
             reply = await self.pairing.peers.fetch(
                 pair, "POST", CHECK_PATH.format(pair.pair_id), b"{}", timeout_s=2 * self.limits.check_s,
-                answer_bytes=ERROR_BYTES,
+                answer_bytes=ERROR_BYTES_MAX,
             )  # fmt: skip
         except SyncError:  # we hold no token that could prove us
             return _Seen()
-        value = _object(reply.body)
+        value = members_of(reply.body)
         is_answer = bool(value) if reply.status == 200 else is_ours(reply.body) or reply.status == 429
         if not is_answer:
             return _Seen(failure=_foreign(reply, pair.url))
@@ -251,7 +258,7 @@ class PeerCheck:
             reply = await self._get(url, self.pairing.peers.dial(pair))
         except SplError as exc:
             return self._unreached(pair, exc.code)
-        if reply.status != 200 or _object(reply.body).get("did") != pair.peer_did:
+        if reply.status != 200 or members_of(reply.body).get("did") != pair.peer_did:
             return self._unreached(pair, "manifest-missing")
         took_ms = self.pairing.pairs.steady_ms() - started_ms
         return {"reached": True, "url": pair.url, "ms": took_ms, "sha256": _digest(reply.body)}
@@ -313,7 +320,7 @@ def _other_status(reply: Reply, url: str) -> _Seen:
         return _Seen(throttled=True)
     if not is_ours(reply.body):
         return _Seen(failure=_foreign(reply, url))
-    if _object(reply.body).get("code") == "MANIFEST_MISSING":
+    if members_of(reply.body).get("code") == "MANIFEST_MISSING":
         text = f"{url} answers {reply.status}, the peer has no identity"
         return _Seen(manifest=Fault("manifest-missing", text))
     return _Seen(failure=Fault("peer-5xx" if reply.status >= 500 else "peer-4xx", f"{url} answers {reply.status}"))
@@ -354,15 +361,6 @@ def _by_text(text: object, started_ms: int, ended_ms: int) -> int | None:
         return when.ms_of(text) - (started_ms + ended_ms) // 2
     except when.WhenError:
         return None
-
-
-def _object(body: bytes) -> Mapping[str, Any]:
-    """Return the JSON object of a small answer, or an empty one."""
-    try:
-        value = json.loads(body[:ERROR_BYTES])
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _cut(value: Mapping[str, Any], name: str) -> str:

@@ -40,7 +40,7 @@ from .ledger import Withheld
 from .notify import Acks, Notifier, RecentCommits
 from .pages import FoundPage, PageRead, PageReads, ReadPace
 from .reach import Reaches
-from .scope import Steps, find
+from .scope import Steps, advance, find
 from .source import OUR_OWN, Credential, FeedError, Query, Source
 from .stream import ALLOWING, SHARING, Stream
 
@@ -336,7 +336,7 @@ class Feed:
     async def _run_steps(self, work: Steps[_T]) -> _T:
         """Return the result of work done in the reading threads a step at a time, so that others get their turn."""
         loop, result = asyncio.get_running_loop(), list[_T]()
-        while not await loop.run_in_executor(self._pool, _step, work, result):
+        while not await loop.run_in_executor(self._pool, advance, work, result):
             pass
         return result[0]
 
@@ -435,13 +435,3 @@ async def whole(answer: bytes | PageRead) -> bytes:
         return b"".join([piece async for piece in answer])
     finally:
         await answer.aclose()
-
-
-def _step(work: Steps[_T], result: list[_T]) -> bool:
-    """Do one step; return whether it was the last, having put its result into the list."""
-    try:
-        next(work)
-    except StopIteration as done:
-        result.append(done.value)
-        return True
-    return False

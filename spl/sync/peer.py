@@ -281,7 +281,7 @@ class PeerClient:
         example, is believed here before its clock is right.
         Only a pair that our operator made with --no-strict goes by any clock of the peer.
         """
-        fields, told = _fields(reply.body), _time_in(reply) if is_ours(reply.body) else None
+        fields, told = members_of(reply.body), _time_in(reply) if is_ours(reply.body) else None
         self._skew_ms.pop(pair.pair_id, None)
         if told is None:
             return False
@@ -298,7 +298,7 @@ class PeerClient:
 def _time_in(reply: Reply) -> int | None:
     """Return the peer's time in Unix ms, as its refusal tells, or dates itself."""
     try:
-        return when.ms_of(_fields(reply.body).get("time"))
+        return when.ms_of(members_of(reply.body).get("time"))
     except when.WhenError:
         return date_ms(reply.headers.get("date", ""))
 
@@ -345,7 +345,7 @@ def signed_part(reply: Reply, purpose: str) -> object:
 
 def is_ours(body: bytes) -> bool:
     """Return whether the body is an error of a daemon; that of a proxy or another server is none."""
-    fields = _fields(body)
+    fields = members_of(body)
     code = fields.get("code")
     return isinstance(code, str) and (fields.get("object") == "error" or cli_code(code) in CODES)
 
@@ -370,7 +370,7 @@ def bare(reply: Reply, purpose: str = "", url: str = "") -> SplError:
         return PairError("handshake-401", REJECTED_401, why=WHY_401)
     if status == 200:
         return PairError("answer-malformed", "the peer's answer is not a signed message")
-    code, told = "peer-5xx" if status >= 500 else "peer-4xx", _fields(reply.body)
+    code, told = "peer-5xx" if status >= 500 else "peer-4xx", members_of(reply.body)
     if told.get("object") == "error":
         text = f"the peer answered {status} {cut_text(told.get('code', ''), 40)}: {cut_text(told.get('message', ''))}"
         hint = cut_text(told.get("hint", "")).replace('"', "'")  # in quotes it is one step, and not ours to paste
@@ -405,7 +405,7 @@ def _refusal(pair: Pair, reply: Reply) -> SyncError:
     """Return the error in a peer's answer; of its codes only those that steer us are taken over."""
     if reply.status != 429 and not is_ours(reply.body):
         return ForeignAnswer(reply, pair.url)
-    fields = _fields(reply.body)
+    fields = members_of(reply.body)
     code = cli_code(fields["code"]) if isinstance(fields.get("code"), str) else ""
     message = cut_text(fields.get("message", ""))
     if code not in _TAKEN_OVER:
@@ -427,8 +427,8 @@ def _refusal(pair: Pair, reply: Reply) -> SyncError:
     return refused
 
 
-def _fields(body: bytes) -> dict[str, Any]:
-    """Return the members of a peer's error; none for anything else."""
+def members_of(body: bytes) -> dict[str, Any]:
+    """Return the members of a small answer, such as an error; none for anything else."""
     try:
         value = json.loads(body[:ERROR_BYTES_MAX])
     except (ValueError, RecursionError):

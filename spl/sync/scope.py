@@ -54,6 +54,16 @@ Steps = Generator[None, None, _T]
 """Work that yields between its steps, so that the thread running it can serve others, and returns its result."""
 
 
+def advance(work: Steps[_T], result: list[_T]) -> bool:
+    """Do one step; return whether it was the last, having put the result into the list."""
+    try:
+        next(work)
+    except StopIteration as done:
+        result.append(done.value)
+        return True
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """What one pair may read now, and what it has already; `filters` are the present one and those before it."""
