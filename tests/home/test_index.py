@@ -250,6 +250,14 @@ def test_another_epoch_begins_a_new_index(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_next_clock_follows_the_highest_though_a_lower_one_came_last(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.add(*[record(n, thread="th_1", actor="did:a", clock=clock) for n, clock in enumerate([0, 5, 1, 2])])
+    log.add(*[record(n, actor="did:b") for n in range(4, 20)])
+    assert log.index.clock_next("default", "did:a", "th_1") == 6
+    log.check()
+
+
 def test_a_row_that_a_key_leads_to_can_be_read_at_once(tmp_path: Path) -> None:
     """A reader that finds the newest seq while the writer is still adding the batch finds its line, too."""
     store = open_store(tmp_path)

@@ -241,7 +241,8 @@ class Memory:
         pack, piece = _ENTRY.pack, list[bytes]()
         for key in sorted(self.keys.keys() | self.tallies.keys()):
             values, tally = self.values(key), self.tallies.get(key)
-            for value in values if tally is None else sorted([*values, tally]):
+            # Seqs came in order; clocks need not, as a client may name a lower one than the last.
+            for value in sorted(values if tally is None else [*values, tally]):
                 piece.append(pack(key, value))
                 if len(piece) == count:
                     yield piece
