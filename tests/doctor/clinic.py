@@ -85,7 +85,7 @@ class Clinic:
 
     def __post_init__(self) -> None:
         for node in (self.a, self.b):
-            sync = cast(Sync, SimpleNamespace(status=self.told))
+            sync = cast(Sync, SimpleNamespace(status=self.told, running=frozenset()))
             reaches = SimpleNamespace(word=lambda pair_id: self.way)
             source = SimpleNamespace(reaches=reaches)
             feed = cast(Feed, SimpleNamespace(offered=lambda pair_id: self.offered, source=source))
