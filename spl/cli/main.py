@@ -74,7 +74,8 @@ _STOP: Final = "Ctrl-C in the terminal of the daemon ends it, and so does SIGTER
 _MEANT: Final[Mapping[str, str]] = {
     "stop": _STOP, "restart": f"{_STOP}; then: spl serve", "start": "spl serve", "run": "spl serve",
     "unpair": "spl federation revoke PAIR", "connect": "spl federation pair URL",
-    "pairs": "spl federation list", "peers": "spl federation list", "backup": "spl thread snapshot --all > FILE",
+    "pairs": "spl federation list", "peers": "spl federation list", "ls": "spl federation list",
+    "backup": "spl thread snapshot --all > FILE",
 }  # fmt: skip
 """What people try that have used other daemons."""
 _SAME: Final[Mapping[str, str]] = {"ls": "list", "list": "ls"}

@@ -56,9 +56,14 @@ def _begin(shell: Shell) -> str:
 
 
 def with_start(exc: SplError, shell: Shell) -> SplError:
-    """Return the error; one that no daemon answers with the command that starts it, for its home, as the hint."""
+    """Return the error; one whose next step is a start with the command for it, for its home, as the hint."""
     if exc.hint == CODES["daemon-down"].fix:
         exc.hint = "on its machine: spl status" if shell.distant else start_of(shell.home, shell.env)
+    elif exc.code == "program-replaced" and not shell.distant:
+        with suppress(SplError, OSError):
+            if pid := shell.ctl.pid():
+                start = start_of(shell.home, shell.env)
+                exc.hint = f"stop the daemon, which loses nothing: kill {pid}; then: {start}"
     return exc
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from ..core.identity.did import is_instance_did, label_of, short_of
+from ..core.identity.did import label_of, short_of
 from ..core.pair.aitl import ApprovalRequest, Status
 from ..core.pair.diff import THREAD_PAIRS
 from ..core.pair.pair import Pair, PairError, Phase
@@ -67,9 +67,8 @@ def pair_named(pairs: Mapping[str, Pair], ref: str) -> Pair:
     found = [pair for pair in pairs.values() if ref and _names(pair.pair_id, pair.peer_did, ref)]
     best = min((_rank(pair) for pair in found), default=0)
     chosen = [pair for pair in found if _rank(pair) == best]
-    if best == _ENDED and is_instance_did(ref):
-        # A DID may have many ended pairs; people mean the last of them.
-        chosen = chosen[-1:]
+    if best == _ENDED and _means_one(chosen, ref):
+        chosen = chosen[-1:]  # people mean the last of the many that ended
     return _only({pair.pair_id: pair for pair in chosen}, ref) or known(pairs, ref)
 
 
@@ -80,12 +79,17 @@ def request_named(requests: Mapping[str, ApprovalRequest], ref: str) -> Approval
     """
     found = {key: item for key, item in requests.items() if ref and _names(key, item.peer_did, ref)}
     waiting = {key: item for key, item in found.items() if item.status is Status.PENDING}
-    if not waiting and len({item.peer_did for item in found.values()}) == 1:
+    if not waiting and _means_one(found.values(), ref):
         found = dict([*found.items()][-1:])
     only = _only(waiting or found, ref)
     if only is None:
         raise PairError("not-found", f"no request {ref[:80]!r}", hint="spl aitl list --all")
     return only
+
+
+def _means_one(found: Iterable[Pair | ApprovalRequest], ref: str) -> bool:
+    """Return whether a name, which is no beginning of an id, means one instance."""
+    return not ref.startswith("pair_") and len({item.peer_did for item in found}) == 1
 
 
 def _rank(pair: Pair) -> int:

@@ -433,3 +433,9 @@ def test_what_a_revoked_pair_was_is_shown_by_the_pair_that_was_named(spl: Run, d
     said = spl("federation", "show", "bob").err
     assert "  fix       why, and how to pair again: spl federation show bob\n" in said
     assert "peer view" not in said
+
+
+def test_a_daemon_whose_program_was_replaced_is_named_by_its_process(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/status"] = (503, error("program-replaced", "the files were replaced"))
+    said = " ".join(spl("status").err.split())
+    assert f"stop the daemon, which loses nothing: kill {os.getpid()} then: " in said

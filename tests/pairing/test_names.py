@@ -10,7 +10,7 @@ import pytest
 from spl.core.pair.aitl import Status
 from spl.core.pair.pair import PairError
 from spl.core.version import PAIR_NAMES
-from spl.pairing.names import PairNames, names_of, request_named
+from spl.pairing.names import PairNames, names_of, pair_named, request_named
 from spl.sync.notify import Notifier
 from tests.pairing.test_grants_handover import scene
 from tests.waiting import until
@@ -40,7 +40,23 @@ def test_of_the_decided_requests_of_one_asker_the_last_is_meant() -> None:
     asked: dict[str, Any] = {
         f"pair_{number}": SimpleNamespace(peer_did=did, status=Status.REJECTED) for number, did in enumerate(dids)
     }
+    with pytest.raises(PairError):
+        request_named({key: asked[key] for key in ("pair_0", "pair_1")}, "pair_")
     assert request_named({key: asked[key] for key in ("pair_0", "pair_1")}, "alice") is asked["pair_1"]
     with pytest.raises(PairError) as caught:
         request_named(asked, "alice")
     assert caught.value.code == "ambiguous"
+
+
+def test_of_the_ended_pairs_with_one_peer_the_last_is_meant() -> None:
+    """Who revokes twice hears that it is revoked, whatever pairs there were before."""
+    ended: dict[str, Any] = {
+        f"pair_{number}": SimpleNamespace(
+            pair_id=f"pair_{number}", peer_did=f"did:sync:instance:bob-{7:024x}", ended=True
+        )
+        for number in range(3)
+    }
+    for ref in ("bob", "did:sync:instance:bob", f"did:sync:instance:bob-{7:024x}"):
+        assert pair_named(ended, ref) is ended["pair_2"]
+    with pytest.raises(PairError):
+        pair_named(ended, "pair_")
