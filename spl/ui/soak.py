@@ -30,6 +30,9 @@ td:first-child,th:first-child{text-align:left}th[scope=row]{color:inherit;font-s
 .ours{fill:var(--link)}.theirs{fill:var(--bar);opacity:.55}.limit{stroke:var(--bad);stroke-dasharray:4 3}
 .chart .bound{fill:var(--bad)}.key{width:11px;height:11px;margin:0 5px 0 0;vertical-align:-1px}.key+*{margin-right:18px}
 .passed strong{color:var(--good)}.failed strong{color:var(--bad)}
+@media(max-width:900px){tr{padding:10px 0}th[scope=row]{grid-column:1/-1;font-weight:600;padding:0}td{text-align:left}
+td::before{content:attr(data-title);display:block;font-size:13px;color:var(--soft)}}
+@media(max-width:560px){.chart text{font-size:17px}}
 """
 
 
@@ -97,8 +100,11 @@ def _row(row: PageFigures, theirs: Sequence[int] | None) -> Markup:
         (round(rate(row) or 0), pace), (row["sync_lag_p50_ms"], p50), (row["sync_lag_p99_ms"], p99),
         (row["reconcile_queue_max"], queue), (row["errors"], 0 if theirs else None),
     )  # fmt: skip
-    name = tag("th", row["window"], scope="row")
-    return tag("tr", name, *(tag("td", _number(mine), tag("span", _number(his), class_="sub")) for mine, his in cells))
+    shown = (
+        tag("td", _number(mine), tag("span", _number(his), class_="sub"), data_title=title)
+        for title, (mine, his) in zip(_TITLES[1:], cells, strict=True)
+    )
+    return tag("tr", tag("th", row["window"], scope="row"), *shown)
 
 
 def _number(value: float | None) -> str:

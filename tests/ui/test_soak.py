@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from spl.cli.soak_plan import WINDOWS, SoakRow
-from spl.ui.soak import HEIGHT, PLOTS, REFERENCE, WIDTH, report
+from spl.ui.soak import _TITLES, HEIGHT, PLOTS, REFERENCE, WIDTH, report
 from tests.ui.test_markup import Read
 
 ROWS = [SoakRow(each.name, each.minutes, each.records, each.records, each.records, 4, 26, 3, 0) for each in WINDOWS]
@@ -18,6 +18,8 @@ def test_it_has_every_figure_and_the_reference_beside_it() -> None:
     assert "limit 1,500 in spike" in charts[1]
     assert "spike: 2,212, reference 972" in charts[3]
     assert "33,180" in read.said
+    titles = [attributes["data-title"] for name, attributes in read.elements if name == "td"]
+    assert titles == [*_TITLES[1:]] * len(ROWS)  # what a narrow window shows, which has no head of the table
     assert [row[0] for row in REFERENCE] == [each.name for each in WINDOWS]
     assert not [1 for _, attributes in read.elements if {"src", "href"} & attributes.keys()]
     assert "@import" not in text
