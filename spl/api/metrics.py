@@ -216,8 +216,8 @@ class _Pairs:
         """Add a pair that has not ended."""
         pair, of = view.pair, f'pair="{view.pair.pair_id}"'
         label = label_of(pair.peer_did)
-        who = _labels(peer_did=f"{PREFIX}{label}", label=label, mode=pair.mode)
-        self._info.append(f"spl_pair_info{{{of},{who}}} 1")
+        who = f'peer_did="{PREFIX}{label}",label="{label}"'  # of letters, digits and hyphens, as any DID
+        self._info.append(f'spl_pair_info{{{of},{who},mode="{_escaped(pair.mode)}"}} 1')
         self._state.append(_STATES[pair.phase].replace(_PAIR, of))
         for add, name, value in self._gauges:
             add(f"{name}{{{of}}} {_number(value(view))}")

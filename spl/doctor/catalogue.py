@@ -102,9 +102,9 @@ def _may_hold(facts: Facts) -> tuple[FindingKind, ...]:
     """
     may = 0
     for name, value in facts.__dict__.items():
-        rows = _ROWS_OF_FACT.get(name)
-        if rows is not None and value != _NOTHING[name]:
-            may |= rows
+        read = _ROWS_OF_FACT.get(name)
+        if read is not None and value != read[0]:
+            may |= read[1]
     return _rows_of(may)
 
 
@@ -124,15 +124,18 @@ class _Reading:
         return _NOTHING[name]
 
 
-def _rows_of_facts() -> dict[str, int]:
-    """Return which rows read a fact first, by the fact's name, as bits; thresholds alone make no condition hold."""
+def _rows_of_facts() -> dict[str, tuple[object, int]]:
+    """Return by a fact's name its value if nobody gathered it, and as bits which rows read it first.
+
+    Thresholds alone make no condition hold.
+    """
     found: dict[str, int] = {}
     for number, row in enumerate(CATALOGUE):
         reading = _Reading()
         assert not row.evidence(cast(Facts, reading)), row.code
         for name in reading.names - {"limits"}:
             found[name] = found.get(name, 0) | 1 << number
-    return found
+    return {name: (_NOTHING[name], bits) for name, bits in found.items()}
 
 
 def _whose(row: FindingKind, facts: Facts) -> tuple[str, str]:

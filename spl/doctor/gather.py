@@ -213,8 +213,9 @@ def _with_tokens(known: Facts, pair: Pair, now_ms: int) -> Facts:
         return known
     ours, theirs, renew_s = pair.issued_by_us, pair.issued_to_us, known.limits.token_renew_s
     held = frozenset(theirs.scopes) if theirs is not None else frozenset()
-    given = tuple(scope for scope in NEEDED_SCOPES if bearer.holds(held, scope))
-    lacking = NEEDED_SCOPES if theirs is not None and given != NEEDED_SCOPES else ()
+    is_whole = held.issuperset(NEEDED_SCOPES)
+    given = NEEDED_SCOPES if is_whole else tuple(scope for scope in NEEDED_SCOPES if bearer.holds(held, scope))
+    lacking = () if theirs is None or is_whole else tuple(scope for scope in NEEDED_SCOPES if scope not in given)
     return replace(
         known,
         own_token_left_ms=None if ours is None else ours.expires_at_ms - now_ms,
@@ -222,7 +223,7 @@ def _with_tokens(known: Facts, pair: Pair, now_ms: int) -> Facts:
         token_left_ms=None if theirs is None else theirs.expires_at_ms - now_ms,
         token_due=theirs is not None and now_ms >= theirs.renew_at_ms(renew_s),
         scopes=given,
-        scopes_missing=tuple(each for each in lacking if each not in given),
+        scopes_missing=lacking,
     )
 
 
