@@ -275,13 +275,16 @@ class _Daemon:
         try:
             config = read_config(self.home.path, self.home.disk, self.options.flags())
             changed, waiting = self.settings.take(config)
-            self.proxies.trust(config.http_trusted_proxies)
-            logs.setup(self.home.path / "logs", config.log_format, config.log_level)
         except SplError as exc:
             self.settings.fault = exc.message
             log.error(**event("config.reload_failed", code=exc.code, msg=exc.message))
         else:
             self.settings.fault = ""
+            self.proxies.trust(config.http_trusted_proxies)
+            try:
+                logs.setup(self.home.path / "logs", config.log_format, config.log_level)
+            except SplError as exc:  # lines go where they went
+                log.error(**event("log.reload_failed", code=exc.code, msg=exc.message))
             fields = {"changed": ",".join(changed), "after_restart": ",".join(waiting)}
             log.log(logging.WARNING if waiting else logging.INFO, **event("config.reloaded", **fields))
 

@@ -54,7 +54,7 @@ class StoreMender:
             try:
                 if store.full:
                     await asyncio.to_thread(store.look_for_room)
-                if store.index.reader.doubted and now_s() >= next_s:
+                if store.index.doubted and now_s() >= next_s:
                     next_s = now_s() + REBUILD_AGAIN_S
                     await self._rebuild_quietly(stop)
                 elif store.lost and store.last_seq != looked_at:
@@ -107,7 +107,7 @@ class StoreMender:
 
     async def _rebuild_quietly(self, stop: asyncio.Event) -> None:
         async with self._turn:
-            if self._writer.store.index.reader.doubted:
+            if self._writer.store.index.doubted:
                 log.warning(**event("store.index_rebuilding"))
                 async with aclosing(self._rebuild()) as steps:
                     async for _ in steps:

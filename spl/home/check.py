@@ -98,7 +98,7 @@ class StoreCheck:
     def fits_index(self) -> bool:
         """Return whether the index leads to each sound line, and to no damaged one."""
         index = self._store.index
-        doubted = bool(self._misled) or index.reader.doubted
+        doubted = bool(self._misled) or index.doubted
         return not doubted and all(index.place(place.seq) is None for place in self.places)
 
     def _enter(self, segment: int, raw: bytes) -> Iterator[Step]:

@@ -94,7 +94,12 @@ class Index:
             if place is None or entry is None:
                 memory.rows += HOLE
             else:
-                self._adder.add(memory, seq, place, entry)
+                rows = len(memory.rows)
+                try:
+                    self._adder.add(memory, seq, place, entry)
+                except LineError:  # what the disk cannot read of the index is in the one that is built next, as this is
+                    memory.rows += HOLE[len(memory.rows) - rows :]
+                    self.reader.leave_out(seq)
             self.covered = seq
         self.run = run
         self._tables.advance(self.covered, run, len(batch))
@@ -115,6 +120,11 @@ class Index:
         self._tables.discard()
 
     # -- queries: any thread
+
+    @property
+    def doubted(self) -> bool:
+        """Whether the index did not agree with the log or could not be read, so that it should be built again."""
+        return self.reader.doubted or any(table.unread for table in self._tables.state[0])
 
     def place(self, seq: int) -> Place | None:
         """Return where a line stands, as soon as a key leads to it; None when it is damaged or not there."""

@@ -195,7 +195,8 @@ def setup(folder: Path, log_format: str, level: str) -> None:
     root = logging.getLogger("spl")
     for old in root.handlers[:]:
         root.removeHandler(old)
-        old.close()
+        with suppress(OSError):  # lines that a full disk did not take are on stderr
+            old.close()
     for handler in handlers:
         to_journal = not isinstance(handler, _LogFile) and _is_journal(sys.stderr, os.environ.get("JOURNAL_STREAM", ""))
         handler.setFormatter(Formatter(log_format == "json", to_journal=to_journal))

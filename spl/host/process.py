@@ -156,7 +156,7 @@ class Watchdog:
     def progress(self, done: int, total: int) -> None:
         """Say how far an opening is; raise StoppedError if a stop was asked for."""
         self.check()
-        print(f"rebuilding the index: {done:,} of {total:,} lines", file=sys.stderr, flush=True)
+        print(f"rebuilding the index: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", file=sys.stderr, flush=True)
 
     def alarm(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Begin the stop; a signal handler, and harmless a second time."""

@@ -80,7 +80,8 @@ class Manager:
 
     def opening(self, done: int, total: int) -> None:
         """Tell how far an opening is, and that it goes on."""
-        self._tell(STATUS=f"rebuilding the index: {done:,} of {total:,} lines", EXTEND_TIMEOUT_USEC="60000000")
+        status = f"rebuilding the index: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB"
+        self._tell(STATUS=status, EXTEND_TIMEOUT_USEC="60000000")
 
     def stopping(self) -> None:
         """Tell that the stop has begun."""

@@ -224,3 +224,21 @@ def test_a_log_file_that_cannot_be_opened_or_written_ends_nobodys_work(
     said = capsys.readouterr().err
     assert (said.count("meanwhile"), said.count("again"), "Traceback" in said) == (3, 1, False)
     assert "again" in (tmp_path / "spl.log.1").read_text()
+
+
+def test_a_reload_on_a_full_disk_goes_on_with_the_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file before keeps bytes that it cannot write; closing it fails."""
+    logs.setup(tmp_path, "logfmt", "info")
+    log = logging.getLogger("spl.test")
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        [file] = [each for each in logging.getLogger("spl").handlers if isinstance(each, logging.FileHandler)]
+        os.dup2(full, file.stream.fileno())
+        log.info(**event("daemon.listening", msg="unwritten"))
+        logs.setup(tmp_path, "logfmt", "info")
+        log.info(**event("daemon.listening", msg="written"))
+    finally:
+        end_logging()
+        os.close(full)
+    assert "written" in (tmp_path / "spl.log").read_text()
+    assert "Traceback" not in capsys.readouterr().err

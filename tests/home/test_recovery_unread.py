@@ -10,7 +10,7 @@ import pytest
 from spl.core.limits import Limits
 from spl.home.check import StoreCheck
 from spl.home.disk import Disk, File
-from spl.home.log import Log
+from spl.home.log import LineError, Log
 from tests.store_kit import AT_MS, LazyDisk, LazyFile, contents, log_files, open_store, record
 
 SECTOR = 4096
@@ -194,3 +194,24 @@ def test_a_file_with_the_header_of_another_segment_that_a_former_version_wrote_o
     assert contents(store) == before
     assert (store.lost, damages(store, tmp_path, disk)) == ((), [])
     assert store.append([record(900)], AT_MS) == [COUNT + 1]
+
+
+def test_an_index_that_the_disk_cannot_read_ends_neither_writing_nor_the_log(tmp_path: Path) -> None:
+    """Questions are refused with a code, lines are taken; the next index has them all."""
+    disk = WornDisk()
+    filled(tmp_path, disk)
+    store = open_store(tmp_path, disk, SMALL)
+    [table] = (tmp_path / "index").glob("*.table")
+    disk.bad = {(table.name, sector) for sector in range(1000)}
+    with pytest.raises(LineError) as caught:
+        store.index.find(record(1).id, "default")
+    assert (caught.value.code, store.index.doubted) == ("store-damaged", True)
+    new = [store.append([record(900 + n, thread="th_new")], AT_MS)[0] for n in range(3)]
+    assert new == [COUNT + 1, COUNT + 2, COUNT + 3]
+    disk.bad = set()
+    list(store.reindex(bytes))
+    assert not store.index.doubted
+    assert [seq for seq, _ in contents(store)] == [*range(1, COUNT + 4)]
+    assert store.index.find(record(901, thread="th_new").id, "default") is not None
+    store.close()
+    assert open_store(tmp_path, disk, SMALL).lost == ()

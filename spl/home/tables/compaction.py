@@ -17,6 +17,7 @@ from typing import Final
 
 from ...core.value import dataclass
 from ..disk import Disk
+from ..segments import LineError
 from .rows import ROW
 from .sstable import NEXT_PREFIX, Memory, Span, Table, TableWriter
 
@@ -83,7 +84,7 @@ class Compaction:
             if len(self.state[1].rows) >= self._flush_at * self._row_bytes:
                 self._flush(covered, run)
             self._merge_some(added * _MERGE_ENTRIES)
-        except OSError as exc:
+        except (OSError, LineError) as exc:
             self.abandon()
             self._flush_at += self._memory_rows
             self.fault = str(exc)

@@ -26,6 +26,7 @@ from zlib import crc32
 
 from ...core.value import asdict, dataclass, field
 from ..disk import TEMP_SUFFIX, Disk, File
+from ..segments import LineError
 
 FORMAT: Final = 5
 """Rises with the layout and with what the index writes into it; an older table is dropped and built again."""
@@ -86,10 +87,12 @@ class _Shape:
 class Table:
     """An open table.  Every method may run in many threads at once."""
 
-    __slots__ = ("_entries_at", "_fence", "_file", "_filter", "_shift", "keys", "path", "shape", "span")
+    __slots__ = ("_entries_at", "_fence", "_file", "_filter", "_shift", "keys", "path", "shape", "span", "unread")
 
     def __init__(self, file: File, path: Path, span: Span, shape: _Shape, keys: int, fence: bytes) -> None:
         self.path, self.span, self.shape, self.keys = path, span, shape, keys
+        self.unread = False
+        """Whether the disk failed to read it since it was opened."""
         self._file, self._fence = file, fence
         rows, entries, fenced, filtered = shape.parts()
         self._entries_at = _HEAD_BYTES + rows
@@ -100,7 +103,7 @@ class Table:
     def rows(self, first: int, count: int) -> bytes:
         """Return the rows of `count` seqs from `first` on; all must be covered."""
         width = self.shape.row_bytes
-        return self._file.pread(count * width, _HEAD_BYTES + (first - self.span.first) * width)
+        return self._read(count * width, _HEAD_BYTES + (first - self.span.first) * width)
 
     def has(self, key: bytes) -> bool:
         """Return whether the key may be here; False is certain."""
@@ -132,7 +135,7 @@ class Table:
             return []
         stop = self._position(key + end.to_bytes(8, "big"))
         start = max(self._position(key + bytes(8)), stop - limit)
-        data = self._file.pread((stop - start) * ENTRY_BYTES, self._entries_at + start * ENTRY_BYTES)
+        data = self._read((stop - start) * ENTRY_BYTES, self._entries_at + start * ENTRY_BYTES)
         return [value for (value,) in _VALUE.iter_unpack(data)]
 
     def count(self, key: bytes) -> int:
@@ -146,7 +149,7 @@ class Table:
         end = self._end(key) if self.has(key) else 0
         if not end:
             return None
-        entry = self._file.pread(ENTRY_BYTES, self._entries_at + (end - 1) * ENTRY_BYTES)
+        entry = self._read(ENTRY_BYTES, self._entries_at + (end - 1) * ENTRY_BYTES)
         return int.from_bytes(entry[KEY_BYTES:], "big") if entry.startswith(key) else None
 
     def blocks(self) -> Iterator[list[bytes]]:
@@ -155,11 +158,19 @@ class Table:
             data = self._block(block)
             yield list(_BLOCK.unpack(data)) if len(data) == _BLOCK_BYTES else cut(data)
 
+    def _read(self, size: int, offset: int) -> bytes:
+        """Return bytes of the file.  Raises LineError "store-damaged"."""
+        try:
+            return self._file.pread(size, offset)
+        except OSError as exc:
+            self.unread = True
+            raise LineError("store-damaged", f"the index cannot be read: {exc.strerror or exc}") from exc
+
     def _block(self, block: int) -> bytes:
         """Return a block of entries, empty behind the last one."""
         start = block * _BLOCK_ENTRIES
         count = max(0, min(_BLOCK_ENTRIES, self.shape.entries - start))
-        return self._file.pread(count * ENTRY_BYTES, self._entries_at + start * ENTRY_BYTES)
+        return self._read(count * ENTRY_BYTES, self._entries_at + start * ENTRY_BYTES)
 
     def _seek(self, entry: bytes) -> tuple[int, bytes, int]:
         """Return (block, its bytes, place in it) of the first entry not lower, or the end of the block before it."""
