@@ -19,6 +19,7 @@ def test_the_fields_are_texts_also_where_a_record_has_none() -> None:
         "thread": "th_a", "actor": "did:x", "act": "KNOW", "data_type": "", "namespace": "music", "kind": "note",
         "voucher": "did:sync:instance:bob",
     }  # fmt: skip
+    assert fields_of({**RECORD, "data_type": "SCALAR"}, "", "")["data_type"] == "SCALAR"
     assert fields_of({"thread": "t", "body": "text"}, "", "")["kind"] == ""
     assert fields_of({"thread": "t", "body": {"kind": 7}}, "", "")["kind"] == ""
     assert set(FIELDS) == set(filters.FIELDS)
@@ -125,3 +126,4 @@ def test_a_stored_rule_that_cannot_be_read_lets_nothing_pass_and_says_so() -> No
     assert "there is no function 'matches'" in str(old.report()["fault"])
     assert "fault" not in PairFilter(thread_rule="true").report()
     assert "fault" not in OPEN.report()
+    assert filters.fault_of(OPEN) == filters.fault_of(PairFilter(thread_rule="true")) == ""

@@ -62,6 +62,8 @@ def test_each_level_shows_what_it_keeps_and_nothing_else(level: int) -> None:
     value = a_record(body={"secret": "x", "operation": "sell", "domain": "code", "namespace": "m"}, parents=PARENTS)
     text = made(value, level)
     shown, hashes = parsed(text), levels.hashes("KNOW", value["body"])
+    named = (shown.id, shown.record["parents"]) == (record.record_id(record.check(value, LIMITS)), PARENTS)
+    assert named is (level == 1)
     assert shown.record["body"] == {
         "redacted": True, "level": f"L{level}", "hashes": {f"L{n}": hashes[n] for n in range(level, 4)},
     }  # fmt: skip

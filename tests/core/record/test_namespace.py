@@ -3,7 +3,7 @@
 import pytest
 
 from spl.core.record import namespace
-from spl.core.record.namespace import REGISTRY_EMPTY, NamespaceError
+from spl.core.record.namespace import REGISTRY_EMPTY, Namespace, NamespaceError
 
 
 @pytest.mark.parametrize("name", ["default", "a", "org/project", "a/b/c/d", "0-_x", "a" * 63])
@@ -32,6 +32,31 @@ def test_a_name_is_usable_while_all_above_it_are_active() -> None:
     assert caught.value.code == "namespace-rejected"
     assert "org is archived" in caught.value.message
     assert caught.value.hint == "spl namespace create org"
+
+
+def test_each_part_of_a_name_must_be_active_itself() -> None:
+    registry = REGISTRY_EMPTY
+    assert not Namespace("org").shared
+    for name in ("org", "org/web"):
+        with pytest.raises(NamespaceError) as caught:
+            namespace.usable(registry, name)
+        assert caught.value.hint == f"spl namespace create {name}"
+        registry = namespace.fold(registry, {"kind": namespace.KIND_CREATE, "name": name})
+        assert namespace.usable(registry, name) == name
+        archived = namespace.fold(registry, {"kind": namespace.KIND_STATE, "name": name, "state": "archived"})
+        with pytest.raises(NamespaceError, match=f"{name} is archived"):
+            namespace.usable(archived, name)
+
+
+@pytest.mark.parametrize("body", [
+    {"kind": namespace.KIND_STATE}, {"kind": namespace.KIND_STATE, "state": "odd"},
+    {"kind": namespace.KIND_STATE, "state": True}, {"kind": namespace.KIND_SHARE},
+    {"kind": namespace.KIND_SHARE, "shared": "yes"}, {"kind": namespace.KIND_SHARE, "shared": 1},
+    {"kind": "other", "state": "archived", "shared": False}, {"state": "archived", "shared": False},
+])  # fmt: skip
+def test_a_body_of_another_form_changes_nothing_of_a_namespace(body: dict[str, object]) -> None:
+    registry = namespace.fold(REGISTRY_EMPTY, {"kind": namespace.KIND_CREATE, "name": "org", "shared": True})
+    assert namespace.fold(registry, {**body, "name": "org"}) is registry
 
 
 def test_the_missing_ancestor_is_named_with_the_command_that_makes_it() -> None:
