@@ -73,6 +73,11 @@ def test_what_is_no_page_is_refused(changes: dict[str, Any]) -> None:
     assert caught.value.code == "answer-malformed"
 
 
+def test_a_page_of_too_many_records_says_how_many_were_asked_for() -> None:
+    with pytest.raises(SplError, match="holds 2 records, 1 were asked for"):
+        read(records_max=1)
+
+
 def test_a_page_may_be_as_large_as_it_was_asked_for() -> None:
     found = read(next_cursor="c" * 4096)
     assert (found.count, found.next_cursor, found.has_more, found.withheld) == (2, "c" * 4096, False, {})

@@ -34,7 +34,7 @@ def test_a_question_for_the_position_carries_nothing() -> None:
     asks = page.asking({"state": "active"})
     found = page.decode_push(page.assemble_push("", asks), 10)
     assert (found.since, found.page.next_cursor, found.page.count, found.again) == ("", "", 0, False)
-    assert asks.has_more is found.page.has_more is False
+    assert asks.has_more is found.page.has_more is page.PushBody("", asks).again is False
     assert (asks.size, found.page.view) == (0, {"state": "active"})
 
 
