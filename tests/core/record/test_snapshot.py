@@ -1,6 +1,7 @@
 """Snapshots as text: the header says what follows, and any other text is refused."""
 
 import hashlib
+import json
 from dataclasses import replace
 
 import pytest
@@ -184,6 +185,18 @@ def test_a_header_of_too_many_parts_is_refused_before_it_is_built(parts: bytes) 
     with pytest.raises(SplError, match="parts") as caught:
         snapshot.header_of(SnapshotHeader("", "", 0, EMPTY).encode()[:-1].replace(b"{", chains, 1))
     assert caught.value.code == "snapshot-malformed"
+
+
+def test_a_header_says_null_of_what_it_does_not_know_and_holds_for_its_lines() -> None:
+    header = SnapshotHeader("", "", 2, EMPTY)
+    assert json.loads(header.encode()) == {
+        "count": 2, "digest": EMPTY, "format": snapshot.FORMAT, "instance": None, "thread": None
+    }  # fmt: skip
+    header.check(2, EMPTY)
+    for count, digest in ((1, EMPTY), (3, EMPTY), (2, "a" * 64)):
+        with pytest.raises(SplError) as caught:
+            header.check(count, digest)
+        assert caught.value.code == "snapshot-malformed"
 
 
 def test_a_header_may_have_as_many_parts_as_allowed() -> None:
