@@ -87,7 +87,7 @@ The map.  A folder is an import permission: each may import what stands left of 
         mend                              the store is kept whole
     api/  routes and handlers
         table app services auth answers   the route table; host and origin; what handlers use; who asks; forms
-        streams searches                  how many long answers a token or pair may have; readings that take turns
+        proofs streams searches           a proof counts once; how many long answers one may have; readings in turns
         emit records lists queries        records in; one by one; lists of them; by a filter
         live watch snapshots              event streams for programs; a thread as it grows; backup
         metrics events openapi            what Prometheus reads; what pages and monitors do; the routes for programs

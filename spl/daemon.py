@@ -222,7 +222,8 @@ class _Daemon:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tcp, own = self.limits
-                server = Server(Api(services, local=False), tcp, now_ms=now_ms, proxies=self.proxies)
+                api = Api(services, local=False, connections=tcp.connections_count)
+                server = Server(api, tcp, now_ms=now_ms, proxies=self.proxies)
                 tasks.create_task(server.serve(bound, stop))
                 tasks.create_task(Server(Api(services, local=True), own, now_ms=now_ms).serve(local, stop))
                 start(services, tasks, stop, self._more(services))
@@ -312,7 +313,7 @@ def start(
     running: dict[str, _Service] = {
         "pairing": services.pairing, "sync": services.sync, "feed": services.feed, "push": services.push,
         "compare": services.anti_entropy, "engine": services.engines, "health": services.health,
-        "store": services.mender, **more,
+        "store": services.mender, "proofs": services.auth.proofs, **more,
     }  # fmt: skip
     for name, service in running.items():
         backoff = Backoff(services.random_bytes, BACKOFF_BASE_S, RESTART_MAX_S)
@@ -331,7 +332,6 @@ def services_of(
     limits = home.config.limits
     now_ms, random_bytes = machine.now_ms, machine.random_bytes
     policy = Policy(home.writer, resources=RESOURCES, now_ms=now_ms)
-
     own_url = settings.now.public_url  # what was set, not the address that is published without it
     peers = PeerClient(home.writer, home.vault, client, settings, url=own_url, now_ms=now_ms, random_bytes=random_bytes)
     reaches = Reaches(limits.errors_until_degraded, now_ms)
@@ -361,7 +361,7 @@ def services_of(
         pairing=pairing, health=health,
         make_doctor=partial(_doctor, home, settings, client, tls, pairing, sync, feed, health, now_ms, started_ms),
         mender=StoreMender(home.writer, reconcile, push, random_bytes=random_bytes),
-        auth=Auth(home.writer, home.vault, settings, reaches, limits, now_ms, insecure=insecure),
+        auth=Auth(home, settings, reaches, machine, insecure=insecure),
         searches=Searches(),
         faults=ServiceFaults(now_ms),
     )  # fmt: skip

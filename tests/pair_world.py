@@ -26,7 +26,7 @@ from spl.core.pair.status import PairStatus
 from spl.core.record import namespace
 from spl.home.config import Config, Settings
 from spl.home.disk import Disk, File
-from spl.home.home import Home, open_home, random_bytes
+from spl.home.home import Home, Machine, open_home, random_bytes
 from spl.home.manifest import ManifestSigner
 from spl.home.policy import Policy
 from spl.home.views import THREAD_NAMESPACES
@@ -147,10 +147,8 @@ class Node:
             pairs, settings, peers, WorldPolicy(self.world), FakeSync(self), FakeAntiEntropy(self),
             Pace(poll_s=0.005, housekeeping_s=0.02),
         )  # fmt: skip
-        self.auth = Auth(
-            self.home.writer, self.home.vault, Settings(self.config), Reaches(5, self.world.now_ms), self.config.limits,
-            self.world.now_ms,
-        )  # fmt: skip
+        machine = Machine(self.world.now_ms, self.world.steady_ms)
+        self.auth = Auth(self.home, Settings(self.config), Reaches(5, self.world.now_ms), machine)
         self.stop = asyncio.Event()
         self.task = asyncio.get_running_loop().create_task(self.pairing.run(self.stop))
 

@@ -52,13 +52,16 @@ _TABLE: Final = RouteTable(ROUTES)
 
 
 class Api:
-    """The app of one listener kind; `local` is the Unix socket."""
+    """The app of one listener kind; `local` is the Unix socket.
 
-    def __init__(self, services: Services, *, local: bool) -> None:
+    `connections` is how many its server keeps, as few open files may allow less than the limit: tokens get half.
+    """
+
+    def __init__(self, services: Services, *, local: bool, connections: int = 0) -> None:
         self.services = services
         self.local = local
         self.table = _TABLE
-        self._long = LongAnswers(services.limits.connections_count)
+        self._long = LongAnswers(connections or services.limits.connections_count)
         self._names = services.settings.now, _hosts(services.settings.now, services.url)
 
     def match(self, head: RequestHead) -> Match:

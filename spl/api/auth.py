@@ -6,33 +6,26 @@ proof is judged by its proof there too, so that a peer is a peer on every daemon
 """
 
 import re
-from array import array
 from collections.abc import Callable, Mapping
 from enum import StrEnum
-from itertools import compress
 from typing import Final
 
-from ..core import when
 from ..core.errors import SplError
 from ..core.identity import bearer
 from ..core.identity.bearer import ADMIN, PROOF_HEADER, Token
 from ..core.keys import same
-from ..core.limits import Limits
 from ..core.value import dataclass, field
 from ..home.config import Settings
-from ..home.vault import Vault
-from ..home.writer import Writer
+from ..home.home import Home, Machine
 from ..net.address import is_loopback
 from ..net.routes import Request
 from ..sync.reach import Reaches
+from .proofs import Proofs
 
 KNOWN_MAX: Final = 256
 """Bearer texts whose tokens are cached while no token changes; hashing one takes 5 us of each request."""
 
 _COOKIES_MAX: Final = 8  # of one name; each may cost a look at the sessions
-KEPT_MS: Final = 3_600_000
-"""For so long a proof is remembered; a quiet peer sends 200 in that time.  Clocks step back by less."""
-PROOFS_MIN: Final = 32
 ANYONE: Final = "anyone"
 """The scope of routes that are open to anyone."""
 
@@ -102,60 +95,16 @@ class Principal:
         return namespace in self.namespaces or (not self.namespaces and self.kind != Kind.PEER)
 
 
-@dataclass(slots=True)
-class _Proofs:
-    """The recent proofs of one pair, 16 bytes each; those that were forgotten are dated at or before `floor_ms`."""
-
-    nonces: "array[int]" = field(default_factory=lambda: array("Q"))
-    """The fresh half of each, beside its date: to find one of 200 takes 3 us, and a table of them 20 KiB."""
-    dates_ms: "array[int]" = field(default_factory=lambda: array("q"))
-    floor_ms: int = 0
-    look_at: int = PROOFS_MIN
-    """With so many, those older than KEPT_MS are looked for."""
-
-    def forget(self, until_ms: int) -> None:
-        """Forget those dated up to `until_ms`, which stay refused."""
-        self.floor_ms = max([self.floor_ms, *(at_ms for at_ms in self.dates_ms if at_ms <= until_ms)])
-        kept = [at_ms > until_ms for at_ms in self.dates_ms]
-        self.nonces, self.dates_ms = array("Q", compress(self.nonces, kept)), array("q", compress(self.dates_ms, kept))
-        self.look_at = PROOFS_MIN + len(self.nonces) * 5 // 4
-
-
 class Auth:
-    """Recognises principals.  Used on the event loop only, so the memory of proofs needs no lock.
-
-    That memory ends with the process.  A process takes no proof dated more than PROOF_AHEAD_MS after its clock, so the
-    next one refuses every proof dated less than PROOF_AHEAD_MS after its own start: a request captured before a restart
-    never works again.  The refusal is "proof-time" with a time that counts, by which a peer signs again at once;
-    without that time, peers would have to wait.  Keeping the nonces on disk instead would cost a disk sync for each
-    request of a peer.  A clock that steps back to before the start, because it was ahead then, begins that again at
-    its present time; otherwise every peer would be refused until the wrong time comes.  What is left open: if our own
-    clock steps back over the restart or to before it, a captured request may work once more, up to five minutes after
-    it was signed by that clock.
-
-    Within one process, dates that were forgotten stay refused when our clock steps back to before them: until it has
-    passed them again, a peer signs by the first date after them, which it is told.  Only if they are more than KEPT_MS
-    ahead was our clock wrong: they count again, so that no peer waits for a day that is far off.  What is left open: a
-    request captured then may work once more, when that day comes.
-    """
+    """Recognises principals.  Used on the event loop only."""
 
     def __init__(
-        self,
-        writer: Writer,
-        vault: Vault,
-        settings: Settings,
-        reaches: Reaches,
-        limits: Limits,
-        now_ms: Callable[[], int],
-        *,
-        insecure: bool = False,
+        self, home: Home, settings: Settings, reaches: Reaches, machine: Machine, *, insecure: bool = False
     ) -> None:
-        """`reaches` is told of which pair a token came with a request that is refused."""
-        self._writer, self._vault, self._limits, self._now_ms = writer, vault, limits, now_ms
+        """Takes a disk sync.  `reaches` is told of which pair a token came with a request that is refused."""
+        self.proofs = Proofs(home, machine)
+        self._writer, self._vault, self._now_ms = home.writer, home.vault, machine.now_ms
         self._insecure, self._settings, self._reaches = insecure, settings, reaches
-        self._floor_ms = now_ms() + bearer.PROOF_AHEAD_MS
-        self._proofs: dict[str, _Proofs] = {}
-        self._swept_ms = now_ms()
         self._known: tuple[Mapping[str, Token], dict[str, Token]] = ({}, {})
         self._read: tuple[Mapping[str, str], object, str | None] = ({}, None, "")
         self._holders: dict[tuple[str, str], tuple[Token, Principal]] = {}
@@ -303,20 +252,10 @@ class Auth:
         if header is None:
             message = f"a pair's token needs the {PROOF_HEADER} header"
             raise AuthError("auth-invalid", message, reason="proof-missing")
-        proofs = self._proofs_of(token.pair_id)
-        nonce, issued_at_ms = bearer.check_proof(
-            header,
-            self._writer.views.pins.newest(pair.chain).present,
-            method=request.method,
-            target=request.target,
-            audience=identity.did,
-            token=text,
-            body=body,
-            now_ms=max(self._now_ms(), proofs.floor_ms + 1),
-            limits=self._limits,
-            since_ms=self._since_ms(),
-        )
-        self._use_up(proofs, nonce, issued_at_ms)
+        nonce = self.proofs.check(
+            token.pair_id, self._writer.views.pairs, header, self._writer.views.pins.newest(pair.chain).present,
+            method=request.method, target=request.target, audience=identity.did, token=text, body=body,
+        )  # fmt: skip
         # Whatever was minted for it, a peer syncs and does nothing else.
         scopes = frozenset(scope for scope in bearer.FEDERATION if bearer.holds(token.scopes, scope))
         return Principal(
@@ -329,50 +268,6 @@ class Auth:
             request.address,
             process=nonce[: bearer.PROCESS_CHARS],
         )
-
-    def _since_ms(self) -> int:
-        """Return the date from which on proofs count: none that an earlier process may have taken."""
-        self._floor_ms = min(self._floor_ms, self._now_ms() + bearer.PROOF_AHEAD_MS)
-        return self._floor_ms
-
-    def _proofs_of(self, pair_id: str) -> _Proofs:
-        """Return what is remembered of the proofs of a pair."""
-        now_ms = self._now_ms()
-        self._forget_old(now_ms)
-        if len(self._proofs) > self._limits.pairs_count:
-            self._proofs = {key: value for key, value in self._proofs.items() if key in self._writer.views.pairs}
-        proofs = self._proofs.setdefault(pair_id, _Proofs())
-        if proofs.floor_ms > now_ms + KEPT_MS:
-            proofs.floor_ms = now_ms + bearer.PROOF_AHEAD_MS
-        return proofs
-
-    def _use_up(self, proofs: _Proofs, nonce: str, issued_at_ms: int) -> None:
-        """Remember the nonce of a proof that held; refuse one seen before.
-
-        Bounded per pair, so no peer crowds out another.  When full, the older half goes and everything issued up to
-        its newest is refused from then on: no proof counts twice, and a peer whose clock runs on loses nothing.
-        """
-        fresh = int(nonce[-16:], 16)
-        if fresh in proofs.nonces:
-            raise AuthError("auth-invalid", "the proof of possession was used before", reason="proof-replayed")
-        if issued_at_ms <= proofs.floor_ms:
-            text = "the proof of possession may have been used before: sign again by our clock"
-            at = when.text_of(max(proofs.floor_ms + 1, self._now_ms()))
-            raise AuthError("auth-invalid", text, reason="proof-time", time=at)
-        proofs.nonces.append(fresh)
-        proofs.dates_ms.append(issued_at_ms)
-        if len(proofs.nonces) >= proofs.look_at:
-            proofs.forget(self._now_ms() - KEPT_MS)
-        if len(proofs.nonces) > self._limits.proofs_per_pair:
-            proofs.forget(sorted(proofs.dates_ms)[len(proofs.dates_ms) // 2 - 1])
-
-    def _forget_old(self, now_ms: int) -> None:
-        """Forget, each hour, old proofs also of pairs that send none."""
-        if 0 <= now_ms - self._swept_ms < KEPT_MS:
-            return
-        self._swept_ms = now_ms
-        for proofs in self._proofs.values():
-            proofs.forget(now_ms - KEPT_MS)
 
 
 def cookie_of(did: str) -> str:

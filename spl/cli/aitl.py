@@ -119,7 +119,9 @@ def _agreed(agrees: Mapping[str, Any], shell: Shell) -> Iterator[tuple[str, str]
         else str(item["namespace"])
         for item in agrees["left_out"]
     ]
-    yield from column("left out", [*left_out, *(f"{name}, named by a map: it does not exist" for name in lost)])
+    yield from column("left out", left_out)
+    needs = [f"{name}, named by a map: spl namespace create {name}; or approve --without-maps" for name in lost]
+    yield from column("needs first", needs)
 
 
 def _hub(request: Mapping[str, Any], shell: Shell) -> None:

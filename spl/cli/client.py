@@ -16,7 +16,7 @@ from ..client.blocking import Client
 from ..client.calls import ANSWER_BYTES, JSON, elements, object_of, quote
 from ..client.dial import ANSWER_S, Where, at_home, at_url, dial, faults, token_of
 from ..client.errors import ClientError, fault, refusal
-from ..core.limits import MIB, Limits
+from ..core.limits import KIB, MIB, Limits
 from ..core.version import SOCKET
 from ..net.heads import encode_request
 from ..net.http1 import END, UNBOUNDED, Mark, ResponseHead, ResponseParser
@@ -24,6 +24,10 @@ from .fit import tilde
 
 LONG_S: Final = 3600.0
 """For requests that move many records: the first sync of a long history has no smaller bound."""
+LIST_BYTES: Final = 256 * MIB
+"""Of a list that is kept while it is fetched page by page."""
+_COUNTED_BYTES: Final = 4 * KIB
+"""So much counts of the smallest one of them."""
 LINE_BYTES: Final = 8 * MIB
 """Of one object in an NDJSON answer; a record has at most 1 MiB."""
 
@@ -41,6 +45,7 @@ class Ctl:
         self._token = token
         self._trace = trace
         self._limits = Limits()
+        self._taken = 0
 
     def get(self, path: str, query: Iterable[tuple[str, str]] = ()) -> dict[str, Any]:
         """Return the object that a GET answers."""
@@ -50,6 +55,12 @@ class Ctl:
     def items(self, path: str, query: Iterable[tuple[str, str]] = ()) -> list[dict[str, Any]]:
         """Return the elements of the list that a GET answers."""
         return elements(self.get(path, query))
+
+    def check_taken(self, bytes_max: int) -> None:
+        """Raise CtlError when whole answers took more than this in all: a daemon elsewhere may list without end."""
+        if self._taken > bytes_max:
+            text = f"{self.where} listed more than {bytes_max // MIB} MiB; what came may have no end"
+            raise CtlError("answer-malformed", text)
 
     def post(self, path: str, body: Mapping[str, object], timeout_s: float = ANSWER_S) -> dict[str, Any]:
         """Return the object that a POST answers."""
@@ -109,7 +120,9 @@ class Ctl:
             return _peer_pid(sock) if self._where.path else 0
 
     def _object(self, method: str, target: str, body: bytes, timeout_s: float) -> dict[str, Any]:
-        return object_of(b"".join(self._pieces(method, target, body, JSON, timeout_s, ANSWER_BYTES)) or b"{}")
+        answer = b"".join(self._pieces(method, target, body, JSON, timeout_s, ANSWER_BYTES))
+        self._taken += max(len(answer), _COUNTED_BYTES)
+        return object_of(answer or b"{}")
 
     def _pieces(
         self, method: str, target: str, body: bytes, media: str, timeout_s: float, answer_bytes: int,

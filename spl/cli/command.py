@@ -5,11 +5,13 @@ commands can be built from them, and no command can bring a check of its own tha
 """
 
 import argparse
+import errno
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedIOBase
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -145,6 +147,31 @@ class Shell:
     def printed(self, schema: str, data: Any) -> bool:
         """Print the daemon's data for programs and return True; return False if the form is one for people."""
         return self.out.data(schema, data, self.ctl.instance)
+
+
+def write_file(path: str | os.PathLike[str], text: str | None) -> None:
+    """Give a file its whole content, or none of it; with None, only see whether that could be done.
+
+    Who else may write into the folder may have planted something there: no link is followed, nothing but a file of our
+    own is replaced, and nobody is waited for.  Raises OSError.
+    """
+    with suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            raise FileExistsError(errno.EEXIST, "a link, a folder or something else that is no file is in its place")
+        if found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"the file there is owned by user {found.st_uid}")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name[:200]}.{os.urandom(8).hex()}")
+    number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text or "")
+        if text is not None:
+            os.rename(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 class Parser(argparse.ArgumentParser):

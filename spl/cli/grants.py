@@ -7,7 +7,8 @@ from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from ..client.calls import elements, quote
+from ..client.calls import elements, later, quote
+from .client import LIST_BYTES
 from .command import PAIR, SINCE, Command, Group, Shell, UsageError, arg, limit
 from .out import RECORD_CHARS, label_of
 from .pair import PAIRS
@@ -162,9 +163,10 @@ def _walk(args: Namespace, shell: Shell) -> Iterator[dict[str, Any]]:
         page = elements(answer)
         yield from page
         left -= len(page)
+        shell.ctl.check_taken(LIST_BYTES)
         if answer.get("next_after") is None:
             return
-        after = answer["next_after"]
+        after = later(answer["next_after"], after)
 
 
 COMMANDS: Final = (

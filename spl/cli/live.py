@@ -6,7 +6,8 @@ goes away is asked again until it is back, and then sends its whole state, so no
 
 import threading
 from collections.abc import Iterator, Mapping
-from queue import Empty, SimpleQueue
+from contextlib import suppress
+from queue import Empty, Full, Queue
 from typing import Any, Final, Self
 
 from ..client.calls import object_of
@@ -23,6 +24,8 @@ AGAIN_MAX_S: Final = 2.0
 SILENCE_S: Final = 45.0
 """Three heartbeats."""
 DOWN: Final = "down"
+_WAITING: Final = 64
+"""Events that wait for a command whose output stands still; then the daemon waits."""
 EVENTS: Final = "/v1/events"
 
 Shown = Mapping[str, Any]
@@ -35,7 +38,7 @@ class Live:
     def __init__(self, ctl: Ctl) -> None:
         self._ctl = ctl
         self._ended = threading.Event()
-        self._queue: SimpleQueue[LiveEvent | SplError | None] = SimpleQueue()
+        self._queue: Queue[LiveEvent | SplError | None] = Queue(_WAITING)
         threading.Thread(target=self._read, name="spl-live", daemon=True).start()
 
     def next(self, timeout_s: float | None) -> LiveEvent | None:
@@ -56,7 +59,8 @@ class Live:
 
     def nudge(self) -> None:
         """Have `next` return None at once, also from another thread."""
-        self._queue.put(None)
+        with suppress(Full):  # then something is there for it
+            self._queue.put_nowait(None)
 
     def _read(self) -> None:
         rest_s, is_down = AGAIN_S, False

@@ -9,7 +9,7 @@ from typing import Final
 
 from ..core.errors import CODES
 from ..core.version import VERSION
-from .command import Command, Group, actions_of, gist
+from .command import Command, Group, actions_of, gist, write_file
 
 DATE: Final = "November 27, 2026"
 """Of the pages; a fixed one, so that they are the same from the same sources."""
@@ -28,7 +28,7 @@ def write(folder: Path, main: ModuleType) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     pages = dict(pages_of(main))
     for name, text in pages.items():
-        (folder / name).write_text(text)
+        write_file(folder / name, text)
     return len(pages)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from ..core.errors import SplError
-from .command import Command, Shell, arg
+from .command import Command, Shell, arg, write_file
 
 SYSTEM_FOLDER: Final = "/etc/systemd/system"
 USER_FOLDER: Final = "systemd/user"
@@ -96,7 +96,7 @@ def _install(args: Namespace, shell: Shell) -> int:
     path = folder / UNIT
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        write_file(path, text)
     except OSError as exc:
         hint = "sudo spl install-service --system; for your user alone: spl install-service --user"
         raise SplError("output-failed", f"{path}: {exc.strerror}", hint=hint) from exc

@@ -12,7 +12,7 @@ from ..core import when
 from ..core.errors import count
 from . import soak_plan
 from .client import CtlError
-from .command import FOUND_PROBLEMS, INTERRUPTED, Command, Shell, UsageError, arg
+from .command import FOUND_PROBLEMS, INTERRUPTED, Command, Shell, UsageError, arg, write_file
 from .out import OutputError
 from .pair import PAIRS
 from .soak_plan import SoakRow, Tally, Window
@@ -104,7 +104,7 @@ class Report:
         rows, at = [row.to_json() for row in self.rows], when.text_of(self._shell.now_ms())
         page = self._shell.load("ui.soak").report(rows, said, at, passed=passed, readings=readings)
         try:
-            self._page.write_text(page, encoding="utf-8")
+            write_file(self._page, page)
         except OSError as exc:
             raise OutputError("output-failed", f"{self._page} cannot be written: {exc.strerror}") from exc
         self._shell.out.note(f"report: {self._page}")
@@ -185,7 +185,7 @@ def _made(name: str) -> Path:
     """Return the path of the report once it can be written: the run takes more than an hour.  Raises UsageError."""
     path = Path(name)
     try:
-        path.open("a", encoding="utf-8").close()
+        write_file(path, None)
     except OSError as exc:
         raise UsageError("usage", f"--report {name}: {exc.strerror}") from exc
     return path

@@ -9,13 +9,13 @@ from io import BufferedIOBase
 from itertools import chain, islice
 from typing import Any, Final
 
-from ..client.calls import NDJSON, quote
+from ..client.calls import NDJSON, later, quote
 from ..core.errors import SplError, count
 from ..core.limits import MIB, Limits
 from ..core.pair.diff import THREAD_PAIRS, pair_id_of
 from ..core.record.snapshot import DAMAGED_HEADER, part
 from ..net.http1 import ResponseHead
-from .client import LONG_S, CtlError
+from .client import LIST_BYTES, LONG_S, CtlError
 from .command import FOUND_PROBLEMS, SINCE, Command, Group, Shell, UsageError, arg, limit
 from .fit import size
 from .out import column
@@ -31,6 +31,11 @@ _PREVIEW_CHARS: Final = 60
 _CELL_CHARS: Final = 240
 """Of a body in a table, which cuts it to the terminal."""
 _TOP: Final = 10
+_COUNTED: Final = 10_000
+"""Names of a sum that are told apart."""
+_OTHERS: Final = "(others)"
+_WALKED_BYTES: Final = 16_384 * MIB
+"""Of a thread that is summed up: more than any holds."""
 _NAMED: Final = 5
 _SEARCHED: Final = 10_000
 """Threads that are looked at for one whose beginning was given."""
@@ -76,10 +81,9 @@ def _show(args: Namespace, shell: Shell) -> int:
     latest: dict[str, Any] = {}
     sums: dict[str, Counter[str]] = {name: Counter() for name in ("actors", "acts", "kinds", "vouched_by")}
     for latest in _walk(shell, args.thread, 0, None):
-        sums["actors"][latest["actor"]] += 1
-        sums["acts"][latest["act"]] += 1
-        sums["kinds"][str(latest["body"].get("kind", "-"))] += 1
-        sums["vouched_by"][str(latest.get("vouched_by", "-"))] += 1
+        kind, voucher = str(latest["body"].get("kind", "-")), str(latest.get("vouched_by", "-"))
+        for sum, name in zip(sums.values(), (latest["actor"], latest["act"], kind, voucher), strict=True):
+            sum[name if name in sum or len(sum) < _COUNTED else _OTHERS] += 1
     if not latest:
         args.thread = _whole_name(args.thread, shell)
         return _show(args, shell)
@@ -119,9 +123,14 @@ def _state(args: Namespace, shell: Shell) -> int:
 def _names(shell: Shell, reserved: bool) -> Iterator[dict[str, Any]]:
     """Yield every thread in order of its first record, fetched page by page."""
     query = [("limit", str(_PAGE_RECORDS))] + ([("reserved", "1")] if reserved else [])
-    page = shell.ctl.items("/v1/threads", query)
+    page, seen = shell.ctl.items("/v1/threads", query), set[str]()
     while page:
+        names = {item["thread"] for item in page}
+        if not seen.isdisjoint(names):
+            raise CtlError("answer-malformed", f"{shell.ctl.where} lists threads twice, so its list may have no end")
+        seen |= names
         yield from page
+        shell.ctl.check_taken(LIST_BYTES)
         page = shell.ctl.items("/v1/threads", [*query, ("after", page[-1]["thread"])])
 
 
@@ -134,7 +143,8 @@ def _walk(shell: Shell, thread: str, since: int, limit: int | None) -> Iterator[
         if not page:
             return
         yield from page
-        since = page[-1]["sequence"]
+        shell.ctl.check_taken(_WALKED_BYTES)
+        since = later(page[-1]["sequence"], since)
         left = None if left is None else left - len(page)
 
 

@@ -83,7 +83,7 @@ class Client(AtDaemon):
         """Yield the records behind a sequence, in order of arrival, read page by page."""
         while page := self.ask(calls.page(after, thread=thread, actor=actor, kind=kind)):
             yield from page
-            after = page[-1].sequence
+            after = calls.later(page[-1].sequence, after)
 
     def query(self, filter: Mapping[str, object], **question: object) -> list[Record]:
         """Return the records that a filter holds of; `spl help programs` has its language and the other members."""

@@ -222,6 +222,16 @@ def page(since: int, **query: object) -> Call[list[Record]]:
     return Call("GET", _target("/v1/records", {**query, "since": since, "limit": PAGE_RECORDS}), records_of)
 
 
+def later(position: object, before: int) -> int:
+    """Return the position that a page ends at, to go on from; raise ClientError unless it is after the one before.
+
+    Otherwise a daemon elsewhere could keep its reader turning for ever.
+    """
+    if type(position) is not int or position <= before:
+        raise fault("answer-malformed", f"the daemon's pages do not go on: after {before} comes {str(position)[:40]}")
+    return position
+
+
 def newest(thread: str) -> Call[list[Record]]:
     """Ask for the last record of a thread."""
     return Call("GET", _target("/v1/records", {"thread": thread, "limit": 1}), records_of)
@@ -264,6 +274,8 @@ def records_of(data: bytes) -> list[Record]:
 def record_of(form: Mapping[str, Any]) -> Record:
     """Return a record of its answer form; members of a newer daemon are passed over."""
     try:
+        if type(form["sequence"]) is not int:
+            raise fault("answer-malformed", "the daemon answered a record whose sequence is no number")
         return Record(
             form["id"], form["thread"], form["actor"], form["act"], form["clock"], form["body"],
             tuple(form["parents"]), form["data_type"], form["judged_by"], form["sequence"], form["vouched_by"],

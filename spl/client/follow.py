@@ -19,6 +19,7 @@ SILENCE_S: Final = 45.0
 FIRST_WAIT_S: Final = 0.1
 LAST_WAIT_S: Final = 5.0
 """Between two connections, doubled from the first to the last."""
+_DIGITS: Final = 20
 
 
 class Follow:
@@ -61,7 +62,7 @@ class Follow:
                     )
                 self.after = record.sequence
                 found.append(record)
-            elif event.name == "heartbeat" and event.id.isdigit():
+            elif event.name == "heartbeat" and event.id.isdecimal() and len(event.id) < _DIGITS:
                 self.after = max(self.after, int(event.id))
             elif event.name == "error":
                 # The token ended, or what it may read.

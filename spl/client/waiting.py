@@ -76,7 +76,7 @@ class AsyncClient(AtDaemon):
         while page := await self.ask(calls.page(after, thread=thread, actor=actor, kind=kind)):
             for record in page:
                 yield record
-            after = page[-1].sequence
+            after = calls.later(page[-1].sequence, after)
 
     async def query(self, filter: Mapping[str, object], **question: object) -> list[Record]:
         """Return the records that a filter holds of."""

@@ -107,7 +107,7 @@ class PeerClient:
     """Requests to every peer; `url` is the public base URL that our operator set, "" for none.
 
     A peer refuses a proof that is dated after its clock, or about its start or before, and tells a time that counts.
-    The request is signed again by that time, and so is every later one: the clock offset is kept per pair.
+    The request is signed again by that time and in the era that it names, and so is every later one.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class PeerClient:
         self.vault = vault
         self.client = client
         self._writer = writer
-        self._ahead_ms: dict[str, int] = {}
+        self._told: dict[str, tuple[int, str]] = {}
+        """Of each pair how far the peer's clock is ahead, and its era, since a refusal told them."""
         self._skew_ms: dict[str, int] = {}
         self.url = url
         self._settings = settings
@@ -164,6 +165,7 @@ class PeerClient:
         token = token or self.vault.get(TOKEN_NAME + pair.pair_id) or ""
         if not token:
             raise SyncError("auth-required", "we hold no token of this peer")
+        ahead_ms, era = self._told.get(pair.pair_id, (0, ""))
         proof = bearer.proof_header(
             self.identity().key,
             method=method,
@@ -171,8 +173,9 @@ class PeerClient:
             audience=pair.peer_did,
             token=token,
             body=body,
-            issued_at_ms=self._now_ms() + self._ahead_ms.get(pair.pair_id, 0),
+            issued_at_ms=self._now_ms() + ahead_ms,
             nonce=self._process + self._random_bytes(12).hex(),
+            era=era,
         )
         return [("authorization", f"Bearer {token}"), (bearer.PROOF_HEADER, proof)]
 
@@ -289,9 +292,11 @@ class PeerClient:
         if abs(ahead_ms) > self._writer.limits.proof_age_s * 1000 and (pair.proposal.strict or not pair.initiator):
             self._skew_ms[pair.pair_id] = ahead_ms
             return False
+        if fields.get("reason") == "proof-malformed" and self._told.pop(pair.pair_id, (0, ""))[1]:
+            return True  # the peer went back to a version that has no eras
         if fields.get("reason") != "proof-time":
             return False
-        self._ahead_ms[pair.pair_id] = ahead_ms
+        self._told[pair.pair_id] = ahead_ms, bearer.era_in(fields)
         return True
 
 

@@ -8,7 +8,6 @@ from typing import Any, cast
 import pytest
 
 from spl.api.auth import ANYONE, Auth, Kind, Principal
-from spl.core import when
 from spl.core.errors import SplError
 from spl.core.identity import bearer
 from spl.core.identity.bearer import Token
@@ -17,8 +16,8 @@ from spl.core.identity.pins import Pins
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.home.config import Config, Settings
-from spl.home.vault import Vault
-from spl.home.writer import Writer
+from spl.home.disk import DiskError
+from spl.home.home import Home, Machine
 from spl.net.routes import Request
 
 NOW_MS = 1_764_000_000_000
@@ -58,7 +57,10 @@ class World:
         self.now_ms = NOW_MS - bearer.PROOF_AHEAD_MS
         self.pair = SimpleNamespace(peer_did=PEER_DID, live=True, chain=CHAIN, namespaces=("default", "org"))
         self.views = SimpleNamespace(pairs={PAIR_ID: self.pair}, tokens_by_hash={}, pins=Pins())
-        self.vault = SimpleNamespace(identity=SimpleNamespace(did=OWN_DID))
+        self.secrets: dict[str, str] = {}
+        self.disk = SimpleNamespace(read=lambda path, bytes_max: self.boot)
+        self.boot, self.stepped_ms, self.booted_ms, self.disk_works = b"first-boot", 0, 0, True
+        self.vault = SimpleNamespace(identity=SimpleNamespace(did=OWN_DID), get=self.secrets.get, put=self.put)
         self.set_tokens(TOKENS)
         self.config, self.limits, self.insecure = config, limits, insecure
         self.refused: list[str] = []
@@ -68,15 +70,31 @@ class World:
 
     def start(self) -> None:
         """Begin a process, which remembers no proof of an earlier one."""
+        home = SimpleNamespace(
+            vault=self.vault, disk=self.disk, writer=SimpleNamespace(views=self.views),
+            config=SimpleNamespace(limits=self.limits),
+        )  # fmt: skip
         self.auth = Auth(
-            cast(Writer, SimpleNamespace(views=self.views)),
-            cast(Vault, self.vault),
+            cast(Home, home),
             Settings(Config(**self.config)),
             cast(Any, SimpleNamespace(arrived=self.refused.append)),
-            self.limits,
-            lambda: self.now_ms,
+            Machine(lambda: self.now_ms, lambda: self.true_ms() - self.booted_ms),
             insecure=self.insecure,
         )
+
+    def put(self, name: str, text: str) -> None:
+        if not self.disk_works:
+            raise DiskError("home-unusable")
+        self.secrets[name] = text
+
+    def true_ms(self) -> int:
+        """Return the right time, which clocks that nobody set tell."""
+        return self.now_ms - self.stepped_ms
+
+    def step(self, by_ms: int) -> None:
+        """Set the clock."""
+        self.now_ms += by_ms
+        self.stepped_ms += by_ms
 
     def set_tokens(self, tokens: Mapping[str, Token]) -> None:
         self.views.tokens_by_hash = {token.hash: token for token in tokens.values()}
@@ -349,124 +367,6 @@ def test_a_refused_proof_does_not_use_its_nonce_up() -> None:
     proof = world.proven(method="POST")
     refused("auth-invalid", world.ask, proof)
     assert world.ask(proof, method="POST")
-
-
-def test_no_proof_counts_twice_however_many_were_seen() -> None:
-    """The memory is bounded; what fell out of it is refused with a time by which its peer can sign again."""
-    world = World(limits=Limits(proofs_per_pair=8))
-    proofs = []
-    for _ in range(100):
-        world.now_ms += 10
-        proofs.append(world.proven())
-        assert world.ask(proofs[-1])
-        assert len(world.auth._proofs[PAIR_ID].nonces) <= 8
-    found = [refused("auth-invalid", world.ask, proof).facts for proof in proofs]
-    reasons = [facts["reason"] for facts in found]
-    held = len(world.auth._proofs[PAIR_ID].nonces)
-    assert reasons == ["proof-time"] * (100 - held) + ["proof-replayed"] * held
-    assert world.ask(world.proven(issued_at_ms=when.ms_of(found[-held - 1]["time"])))
-
-
-def test_at_a_frozen_clock_a_forgotten_date_is_answered_by_the_next_one_that_counts() -> None:
-    world = World(limits=Limits(proofs_per_pair=8))
-    for _ in range(9):
-        assert world.ask(world.proven())
-    facts = refused("auth-invalid", world.ask, world.proven()).facts
-    assert facts["reason"] == "proof-time"
-    assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
-
-
-@pytest.mark.parametrize("early_ms", [1, bearer.PROOF_AHEAD_MS, 60_000, -60_000])
-def test_a_proof_that_an_earlier_process_may_have_taken_is_refused_with_a_time_that_counts(early_ms: int) -> None:
-    """Its nonce may have been used then; the peer signs again by the time that it is told, and need not wait."""
-    world = World()
-    early = world.proven(issued_at_ms=world.now_ms - early_ms)
-    world.now_ms -= bearer.PROOF_AHEAD_MS
-    facts = refused("auth-invalid", world.ask, early).facts
-    assert facts["reason"] == "proof-time"
-    assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
-
-
-def test_the_proofs_of_an_idle_pair_are_forgotten_and_stay_refused() -> None:
-    """At 1,024 pairs they are hundreds of megabytes; set back by an hour, our clock must not let one count again."""
-    world = World()
-    proof = world.proven()
-    assert world.ask(proof)
-    began_ms = world.now_ms
-    world.now_ms += 3_700_000
-    other = "pair_00000002"
-    world.views.pairs = {**world.views.pairs, other: world.pair}
-    world.set_tokens({"pair": replace(TOKENS["pair"], pair_id=other)})
-    assert world.ask(world.proven())
-    assert not world.auth._proofs[PAIR_ID].nonces
-    world.now_ms = began_ms
-    world.set_tokens({"pair": TOKENS["pair"]})
-    assert refused("auth-invalid", world.ask, proof)
-
-
-def test_no_proof_that_was_taken_is_taken_by_the_next_process() -> None:
-    """Not when the peer's clock is ahead of ours either: at no moment after the restart."""
-    world = World()
-    proof = world.proven(issued_at_ms=world.now_ms + bearer.PROOF_AHEAD_MS)
-    assert world.ask(proof)
-    world.now_ms += 1
-    world.start()
-    for later_ms in (0, 1, bearer.PROOF_AHEAD_MS, 200_000, 400_000):
-        world.now_ms = NOW_MS + 1 + later_ms
-        assert refused("auth-invalid", world.ask, proof).facts["reason"] == "proof-time"
-
-
-@pytest.mark.parametrize("ahead_ms", [1, 600_000, 8 * 3_600_000, 100 * 86_400_000])
-def test_a_clock_that_was_ahead_at_the_start_shuts_nobody_out(ahead_ms: int) -> None:
-    """Right again, it takes proofs by the right time, and none from before that moment."""
-    world = World()
-    early = world.proven()
-    assert world.ask(early)
-    world.now_ms = NOW_MS + ahead_ms
-    world.start()
-    world.now_ms = NOW_MS + 1
-    facts = refused("auth-invalid", world.ask, early).facts
-    assert facts["reason"] == "proof-time"
-    world.now_ms += bearer.PROOF_AHEAD_MS
-    assert world.ask(world.proven(issued_at_ms=when.ms_of(facts["time"])))
-    assert refused("auth-invalid", world.ask, early).facts["reason"] == "proof-time"
-
-
-def test_a_clock_that_jumped_ahead_and_back_forgets_idle_pairs_again() -> None:
-    world = World()
-    for at_ms in (NOW_MS + 100 * 86_400_000, NOW_MS):
-        world.now_ms = at_ms
-        assert world.ask(world.proven())
-    assert world.auth._swept_ms == NOW_MS
-
-
-def test_a_clock_that_was_ahead_shuts_no_busy_peer_out_until_that_time_comes() -> None:
-    """So many proofs were taken by the wrong time that some are forgotten: their dates are no floor for ever."""
-    world = World(limits=Limits(proofs_per_pair=8))
-    for at_ms in range(NOW_MS + 86_400_000, NOW_MS + 86_400_000 + 2000, 100):
-        world.now_ms = at_ms
-        assert world.ask(world.proven())
-    world.now_ms = NOW_MS
-    facts = refused("auth-invalid", world.ask, world.proven()).facts
-    world.now_ms += 10
-    assert when.ms_of(facts["time"]) <= world.now_ms
-    assert world.ask(world.proven())
-
-
-def test_a_proof_of_a_clock_that_is_ahead_is_refused_with_our_time() -> None:
-    world = World()
-    facts = refused("auth-invalid", world.ask, world.proven(issued_at_ms=NOW_MS + 200_000)).facts
-    assert (facts["reason"], facts["time"]) == ("proof-time", when.text_of(NOW_MS))
-
-
-def test_proofs_of_pairs_that_are_gone_are_forgotten() -> None:
-    world = World(limits=Limits(pairs_count=1))
-    for number in range(5):
-        pair_id = f"pair_{number:08x}"
-        world.views.pairs = {pair_id: world.pair}
-        world.set_tokens({"pair": replace(TOKENS["pair"], pair_id=pair_id)})
-        assert world.ask(world.proven())
-    assert len(world.auth._proofs) <= 2
 
 
 def test_the_present_key_of_the_peer_counts_and_no_retired_one() -> None:

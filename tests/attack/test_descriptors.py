@@ -177,6 +177,34 @@ def test_an_address_full_of_working_connections_is_told(daemon: Instance) -> Non
             until(sock, b"event: heartbeat")
 
 
+@pytest.mark.parametrize("daemon", [(256, 256)], indirect=True, ids=str)
+def test_the_streams_of_programs_leave_descriptors_to_peers_and_to_the_operator(
+    daemon: Instance, tmp_path: Path
+) -> None:
+    """Pages, monitors and watches from many addresses, as many as are taken, and a sink with a child of its own."""
+    minted = daemon.api("POST", "/v1/tokens", {"scopes": ["status:read", "records:read"]}).json["token"]
+    daemon.run("sink", "add", "exec:cat >/dev/null", "--namespace", "default", "--name", "child")
+    asks = [
+        head("GET", path, authorization=f"Bearer {minted}")
+        for path in ("/v1/events", "/ui/events?part=status", "/v1/threads/th_a/watch")
+    ]
+    with instances(tmp_path / "bob") as make, contextlib.ExitStack() as stack:
+        for number in range(90):
+            sock = stack.enter_context(dial(daemon.port, f"127.0.1.{number % 9 + 1}"))
+            with contextlib.suppress(OSError):
+                sock.sendall(asks[number % 3])
+                assert status_of(sock.recv(65536)) in (0, 200, 429)
+        bob = make("bob", '[federation]\napproval = "auto"\n').start("--public-url", "")
+        daemon.run("federation", "pair", bob.url)
+        [sent] = bob.emit("th_default", 1)
+        daemon.run("sync")
+        assert sent in {record["id"] for record in daemon.data("thread", "records", "th_default")}
+        assert serves(daemon, NEIGHBOUR), "the streams of programs took every connection"
+        assert_writes_across_a_segment(daemon)
+        daemon.run("status")
+    assert_unharmed(daemon)
+
+
 def test_tls_handshakes_that_stop_half_way_cost_little_and_lock_nobody_out(tmp_path: Path) -> None:
     """Five hundred from ten addresses; another one is served by the same listener."""
     port, ca = free_port(), trustme.CA()

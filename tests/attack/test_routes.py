@@ -276,6 +276,8 @@ READS: Final = {
     "GET /v1/threads?after={thread}": "GET /v1/threads",
     "GET /v1/threads/{thread}/records": "GET /v1/threads/{thread}/records",
     "GET /v1/threads/{thread}/records?since=0&limit=1": "GET /v1/threads/{thread}/records",
+    "GET /v1/threads/{thread}/records?kind={kind}": "GET /v1/threads/{thread}/records",
+    "GET /v1/records?kind={kind}&since=0&limit=1": "GET /v1/records",
     "GET /v1/threads/{thread}/state": "GET /v1/threads/{thread}/state",
     "GET /v1/threads/{thread}/snapshot": "GET /v1/threads/{thread}/snapshot",
     "GET /v1/namespaces/{ns}": "GET /v1/namespaces/{name}",
@@ -297,9 +299,17 @@ QUERIES: Final = (
     '{"namespace":"{ns}"}',
     '{"body.kind":"{kind}"}',
     '{"id":"{id}"}',
+    '{"body.text":"secret of {ns}"}',
+    '{"$or":[{"thread":"{thread}"},{"body.kind":{"$in":["{kind}"]}}]}',
+    '{"$and":[{"clock":{"$gte":0}},{"body.namespace":{"$eq":"{ns}"}}]}',
+    '{"$not":{"body.namespace":{"$ne":"{ns}"}}}',
+    '{"namespace":{"$in":["{ns}"]}}',
 )
 """Filters of a query; each names something of the token's own namespace, of another one, or what is not there."""
-LISTS: Final = ("/v1/records?limit=1000", "/v1/threads?limit=1000", "/v1/namespaces")
+LISTS: Final = (
+    "/v1/records?limit=1000", "/v1/threads?limit=1000", "/v1/namespaces", "/v1/records?kind=acme.note&limit=1",
+    "/v1/records?actor=did:sync:user:acme&since=0&limit=1", "/v1/threads/th_acme_1/records?limit=1",
+)  # fmt: skip
 
 
 def test_every_bound_route_is_tried() -> None:

@@ -1,6 +1,7 @@
 """What is revoked stays dead, and what was captured works nowhere and never again."""
 
 import json
+import re
 
 import pytest
 
@@ -10,10 +11,37 @@ from tests.attack.adversary.text import ms_of, now_ms
 from tests.attack.conftest import Puppets
 from tests.attack.measure import Victim
 from tests.attack.probes import dial, drop, head, received, status_of, until
-from tests.e2e.harness import eventually
+from tests.e2e.harness import ROOT, eventually
 
 CHANGES = "/v1/sync/changes?limit=10"
 MINUTE_MS = 60_000
+DAY_MS = 86_400_000
+
+ODD_HEADERS = {
+    "last-event-id": ("0", "999999", "x"),
+    "accept-encoding": ("deflate", "gzip", "identity;q=0"),
+    "content-type": ("application/x-ndjson", "text/plain", ""),
+    "content-encoding": ("deflate", "identity"),
+    "x-forwarded-for": ("127.0.0.9", "1.2.3.4, 5.6.7.8", "x"),
+    "cookie": ("spl-page=x", "a=b; spl-page-00000000=y"),
+    "x-api-key": ("x", ""),
+    "origin": ("http://evil.example", "null"),
+    "host": ("evil.example", ""),
+    "accept": ("text/html", "text/event-stream"),
+    "if-none-match": ("*", '"x"'),
+    "connection": ("upgrade", "close, spl-proof"),
+    "expect": ("100-continue", "x"),
+    "transfer-encoding": ("identity", "chunked, chunked"),
+    "content-length": ("0", "x"),
+    "range": ("bytes=0-1",),
+    "x-http-method-override": ("DELETE",),
+    "x-original-url": ("/v1/tokens",),
+    "prefer": ("return=minimal",),
+}
+"""Header -> what a thief might put there; none of them is signed."""
+UNDER_THE_PROOF = {"authorization", "spl-proof"}
+OF_ANSWERS = {"location", "server", "date", "retry-after", "age"}
+"""Read of what others answer to us."""
 
 
 def works(peer: Puppet) -> bool:
@@ -146,6 +174,68 @@ def test_a_request_held_back_over_a_restart_is_refused(alice: Victim, puppet: Pu
     alice.again()
     assert wire.ask(alice.port, "GET", CHANGES, headers=captured).status == 401
     assert works(peer)
+
+
+def started_at(victim: Victim, ahead_ms: int) -> None:
+    """Let the daemon's clock be so far ahead from its next start on."""
+    assert victim.stop() == 0
+    victim.env["PYTHONPATH"] = f"{ROOT / 'tests/homes/clock'}:{ROOT}"
+    victim.env["SPL_TEST_CLOCK_AHEAD_MS"] = str(ahead_ms)
+    victim.start()
+
+
+def test_a_captured_request_is_worth_nothing_when_its_time_comes_again(alice: Victim, puppet: Puppets) -> None:
+    """The daemon's clock is a day ahead, then right, then once more at what was that day: the peer is served each time,
+    the thief never."""
+    peer = puppet("peer", alice).join()
+    started_at(alice, DAY_MS)
+    captured_ms = now_ms() + DAY_MS
+    captured = peer.headers("GET", CHANGES, issued_ms=captured_ms)
+    replies = [wire.ask(alice.port, "GET", CHANGES, headers=captured) for _ in range(2)]
+    assert [reply.status for reply in replies] == [200, 401], replies
+    started_at(alice, 0)
+    reply = wire.ask(alice.port, "GET", CHANGES, headers=captured)
+    assert (reply.status, reply.json["reason"]) == (401, "proof-time")
+    served = peer.headers("GET", CHANGES, era=reply.json["era"])
+    assert [wire.ask(alice.port, "GET", CHANGES, headers=served).status for _ in range(2)] == [200, 401]
+    ahead_ms = captured_ms - now_ms() - 2000  # it comes two seconds after the start, or just before it
+    started_at(alice, ahead_ms)
+
+    def has_passed() -> bool:
+        reply = wire.ask(alice.port, "GET", CHANGES, headers=captured)
+        assert reply.status == 401, "the captured request counts again"
+        return now_ms() + ahead_ms > captured_ms + 100
+
+    eventually(has_passed, "the date of the captured request is over")
+    era = wire.ask(alice.port, "GET", CHANGES, headers=served).json["era"]
+    served = peer.headers("GET", CHANGES, issued_ms=now_ms() + ahead_ms, era=era)
+    assert wire.ask(alice.port, "GET", CHANGES, headers=served).status == 200
+
+
+@pytest.mark.parametrize("name", sorted(ODD_HEADERS))
+def test_no_other_header_changes_what_a_signed_request_brings(alice: Victim, puppet: Puppets, name: str) -> None:
+    """Whoever holds a request back may add what it likes: the peer's page is what comes, or a refusal."""
+    peer = puppet("peer", alice).join()
+    alice.emit("th_a", 3)
+    plain = peer.call("GET", CHANGES).json
+    for value in ODD_HEADERS[name]:
+        reply = wire.ask(alice.port, "GET", CHANGES, headers={**peer.headers("GET", CHANGES), name: value})
+        if reply.status == 200 and name != "accept-encoding":
+            assert reply.json["records"] == plain["records"], value
+        assert reply.status in (200, 400, 401, 403, 413, 415, 417, 421, 501), reply
+        assert set(reply.headers) <= {
+            "content-type", "content-length", "date", "connection", "x-content-type-options", "content-encoding",
+            "vary", "www-authenticate", "cache-control", "transfer-encoding", "allow",
+        }, reply.headers  # fmt: skip
+
+
+def test_the_headers_that_the_product_reads_are_these() -> None:
+    """A new one belongs under the proof, or into the table above with what it may change."""
+    found = set()
+    for file in (file for folder in ("api", "net", "pairing") for file in (ROOT / "spl" / folder).glob("*.py")):
+        found |= set(re.findall(r"""headers(?:\.get\(|\[)"([a-z-]+)\"""", file.read_text()))
+        found |= set(re.findall(r"""\"([a-z-]+)\" (?:not )?in (?:\w+\.)?headers""", file.read_text()))
+    assert found <= {*ODD_HEADERS, *UNDER_THE_PROOF, *OF_ANSWERS}, found - {*ODD_HEADERS, *UNDER_THE_PROOF, *OF_ANSWERS}
 
 
 def test_a_peer_whose_clock_is_behind_signs_again_after_a_restart(alice: Victim, puppet: Puppets) -> None:

@@ -195,7 +195,7 @@ async def test_a_peer_is_looked_at_six_times_and_then_slowly(tmp_path: Path) -> 
 async def test_a_peer_that_refuses_the_date_of_our_proof_is_asked_again_by_its_clock(tmp_path: Path) -> None:
     """As every request to a peer is: a doctor that did not would find a fault in a token that works."""
     async with clinic(tmp_path) as found:
-        found.a.pairing.peers._ahead_ms[found.pair_id] = 60_000
+        found.a.pairing.peers._told[found.pair_id] = 60_000, ""
         assert await found.problems() == {}
 
 

@@ -374,7 +374,7 @@ async def test_a_token_that_the_peer_minted_by_hand_is_installed_once_the_peer_t
             assert held(a) == before
         text = await minted(b, pair_id)
         await a.pairing.maintenance.doubt(pair_id, "auth-invalid")
-        a.pairing.peers._ahead_ms[pair_id] = 60_000  # refused for its date, the proof is signed again
+        a.pairing.peers._told[pair_id] = 60_000, ""  # refused for its date, the proof is signed again
         await a.pairing.maintenance.set_token(pair_id, text)
         assert held(a) == text
         assert a.alive[0].phase is Phase.ACTIVE

@@ -43,14 +43,16 @@ PROOF_HEADER: Final = "spl-proof"
 SECRET_BYTES: Final = 32
 SEAL_PURPOSE: Final = "federation-token"
 PROOF_AHEAD_MS: Final = 5
-PROCESS_CHARS: Final = 8
 """How far ahead of our clock a proof may be dated.  A daemon refuses what is dated within so much of its start, so this
 is shorter than a start takes; a peer whose clock is further ahead signs again by our time, once."""
+PROCESS_CHARS: Final = 8
+ERA_CHARS: Final = 16
 
 _TEXT: Final = re.compile(r"spl_([A-Za-z0-9]{1,16})_(sa_[0-9a-f]{4,32})_([A-Za-z0-9]{22,128})\Z")
 _SCOPE: Final = re.compile(r"[a-z:_-]{1,40}\Z")
 _HASH: Final = re.compile(r"[0-9a-f]{64}\Z")
-_PROOF: Final = re.compile(r"v1;([0-9TZ:.-]{20,27});([0-9a-f]{32});([A-Za-z0-9+/=]{88})\Z")
+_PROOF: Final = re.compile(r"v(?:1|(2));([0-9TZ:.-]{20,27});([0-9a-f]{32});(?(1)([0-9a-f]{16});)([A-Za-z0-9+/=]{88})\Z")
+_ERA: Final = re.compile(r"[0-9a-f]{16}\Z")
 _SEALED: Final = frozenset({"purpose", "pair_id", "nonce", "issuer", "audience", "scopes", "expires_at", "token"})
 _SEALED_BYTES_MAX: Final = 4096
 """A token and seven short texts take less than 1 KiB; more is refused before it is opened."""
@@ -255,17 +257,41 @@ def open_token(
         raise BearerError("sealed-token", "the sealed token's expiry is no time") from exc
 
 
+@dataclass(frozen=True, slots=True)
+class Era:
+    """Which proofs count beside those of the present era, named by whom it was told to: by their date.
+
+    They are dated after `after_ms`, which the earlier eras may have taken, and up to `until_ms`.
+    """
+
+    name: str = ""
+    after_ms: int = 0
+    until_ms: int = 1 << 62
+
+
+ANY_ERA: Final = Era()
+
+
 def proof_header(
-    key: SecretKey, *, method: str, target: str, audience: str, token: str, body: bytes, issued_at_ms: int, nonce: str
-) -> str:
+    key: SecretKey, *, method: str, target: str, audience: str, token: str, body: bytes, issued_at_ms: int, nonce: str,
+    era: str = "",
+) -> str:  # fmt: skip
     """Return the value of `spl-proof` for one request: `v1;<issued_at>;<nonce>;<base64 signature>`.
 
     `target` is path and query exactly as sent, `audience` the DID of the one asked, `nonce` 32 hex digits
-    of which the first PROCESS_CHARS name the asking process and the others are fresh.
+    of which the first PROCESS_CHARS name the asking process and the others are fresh.  `era` is what the one asked told
+    as its own, if it did: `v2;<issued_at>;<nonce>;<era>;<base64 signature>`.
     """
     issued_at = when.text_of(issued_at_ms)
-    text = _proof_text(method, target, audience, token, body, issued_at, nonce)
-    return f"v1;{issued_at};{nonce};{keys.b64(key.sign(text))}"
+    text = _proof_text(method, target, audience, token, body, issued_at, nonce, era)
+    head = f"v2;{issued_at};{nonce};{era}" if era else f"v1;{issued_at};{nonce}"
+    return f"{head};{keys.b64(key.sign(text))}"
+
+
+def era_in(fields: Mapping[str, object]) -> str:
+    """Return the era that a refusal tells, "" if it tells none."""
+    era = fields.get("era")
+    return era if isinstance(era, str) and _ERA.match(era) else ""
 
 
 def check_proof(
@@ -280,34 +306,41 @@ def check_proof(
     now_ms: int,
     limits: Limits,
     since_ms: int = 0,
+    era: Era = ANY_ERA,
 ) -> tuple[str, int]:
     """Return (nonce, issued_at in ms) of a proof that holds for exactly this request; the caller refuses replays.
 
     A proof may be `proof_age_s` old but not from before `since_ms`, and dated PROOF_AHEAD_MS after our clock.  Raises
-    BearerError "auth-invalid" with fact `reason` "proof-malformed", "proof-time" (then also `time`, by which the peer
-    signs again) or "proof".
+    BearerError "auth-invalid" with fact `reason` "proof-malformed", "proof-time" (then also `time` and `era`, by which
+    the peer signs again) or "proof".
     """
     found = _PROOF.match(header)
     if found is None:
         raise BearerError("auth-invalid", f"the {PROOF_HEADER} header is malformed", reason="proof-malformed")
-    issued_at, nonce, signature = found.groups()
+    _, issued_at, nonce, named, signature = found.groups("")
     try:
         issued_at_ms, value = when.ms_of(issued_at), keys.unb64(signature, keys.SIGNATURE_BYTES)
     except SplError as exc:
         raise BearerError("auth-invalid", f"the {PROOF_HEADER} header is malformed", reason="proof-malformed") from exc
-    if not keys.verify(public, _proof_text(method, target, audience, token, body, issued_at, nonce), value):
+    if not keys.verify(public, _proof_text(method, target, audience, token, body, issued_at, nonce, named), value):
         raise BearerError("auth-invalid", "the proof of possession does not verify for this request", reason="proof")
-    if not max(since_ms, now_ms - limits.proof_age_s * 1000) <= issued_at_ms <= now_ms + PROOF_AHEAD_MS:
+    low_ms, high_ms = max(since_ms, now_ms - limits.proof_age_s * 1000), now_ms + PROOF_AHEAD_MS
+    if not named:
+        low_ms, high_ms = max(low_ms, era.after_ms + 1), min(high_ms, era.until_ms)
+    if named not in ("", era.name) or not low_ms <= issued_at_ms <= high_ms:
         raise BearerError(
             "auth-invalid",
             "the proof of possession is too far from our clock, or from before our start",
             reason="proof-time",
-            time=when.text_of(max(since_ms, now_ms)),
+            time=when.text_of(now_ms),
+            **({"era": era.name} if era.name else {}),
         )
     return nonce, issued_at_ms
 
 
-def _proof_text(method: str, target: str, audience: str, token: str, body: bytes, issued_at: str, nonce: str) -> bytes:
+def _proof_text(
+    method: str, target: str, audience: str, token: str, body: bytes, issued_at: str, nonce: str, era: str
+) -> bytes:
     fields = {
         "method": method,
         "target": target,
@@ -317,6 +350,8 @@ def _proof_text(method: str, target: str, audience: str, token: str, body: bytes
         "issued_at": issued_at,
         "nonce": nonce,
     }
+    if era:
+        return b"syncropel-proof-v2\0" + canon.encode({**fields, "era": era})
     return b"syncropel-proof-v1\0" + canon.encode(fields)
 
 

@@ -126,14 +126,18 @@ def answer(request: Mapping[str, Any], key: SigningKey, state: str, status: int 
 
 
 def proof(
-    key: SigningKey, method: str, target: str, audience: str, token: str, body: bytes, issued_ms: int | None = None
-) -> str:
-    """Return the value of the `spl-proof` header for one request."""
+    key: SigningKey, method: str, target: str, audience: str, token: str, body: bytes, issued_ms: int | None = None,
+    era: str = "",
+) -> str:  # fmt: skip
+    """Return the value of the `spl-proof` header for one request, in an era that the daemon told."""
     issued, nonce = at(now_ms() if issued_ms is None else issued_ms), secret_hex(16)
     fields = {
         "method": method, "target": target, "audience": audience, "token": digest(token.encode()),
         "body": digest(body), "issued_at": issued, "nonce": nonce,
     }  # fmt: skip
+    if era:
+        text = b"syncropel-proof-v2\0" + canonical({**fields, "era": era})
+        return f"v2;{issued};{nonce};{era};{b64(key.sign(text).signature)}"
     text = b"syncropel-proof-v1\0" + canonical(fields)
     return f"v1;{issued};{nonce};{b64(key.sign(text).signature)}"
 

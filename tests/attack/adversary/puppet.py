@@ -129,14 +129,16 @@ class Puppet(Stranger):
 
     # -- what it asks as a peer
 
-    def headers(self, method: str, target: str, body: bytes = b"", *, issued_ms: int | None = None) -> dict[str, str]:
+    def headers(
+        self, method: str, target: str, body: bytes = b"", *, issued_ms: int | None = None, era: str = ""
+    ) -> dict[str, str]:
         """Return bearer and proof for one request, by default dated as late as a daemon takes it.
 
         So it counts at once after the daemon's start, and is the one that a captor would like best.
         """
         audience = self.target["daemon"]["did"]
         issued_ms = now_ms() if issued_ms is None else issued_ms
-        proof = messages.proof(self.who.key, method, target, audience, self.token, body, issued_ms)
+        proof = messages.proof(self.who.key, method, target, audience, self.token, body, issued_ms, era)
         return {"authorization": f"Bearer {self.token}", "spl-proof": proof}
 
     def call(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spl.core import canon, keys
 from spl.core.errors import SplError
 from spl.core.identity import bearer
-from spl.core.identity.bearer import Token
+from spl.core.identity.bearer import Era, Token
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 
@@ -284,6 +284,34 @@ def test_a_proof_is_good_for_five_minutes_and_from_seconds_before_its_date() -> 
         caught = refused("auth-invalid", check, a_proof(), now_ms=NOW_MS + off_ms)
         assert caught.facts["reason"] == "proof-time"
         assert "time" in caught.facts
+
+
+def test_a_proof_of_an_era_counts_in_it_alone_and_one_of_none_by_its_date() -> None:
+    named = a_proof(era="a" * 16)
+    for era, holds in ((Era("a" * 16), True), (Era("a" * 16, NOW_MS + 9, 0), True), (Era("b" * 16), False)):
+        if holds:
+            assert check(named, era=era) == ("c" * 32, NOW_MS)
+        else:
+            facts = refused("auth-invalid", check, named, era=era).facts
+            assert (facts["reason"], bearer.era_in(facts)) == ("proof-time", era.name)
+    for era, holds in (
+        (Era("b" * 16, NOW_MS - 1, NOW_MS), True),
+        (Era("", NOW_MS), False),
+        (Era("", 0, NOW_MS - 1), False),
+    ):
+        if holds:
+            assert check(a_proof(), era=era)
+        else:
+            assert refused("auth-invalid", check, a_proof(), era=era).facts["reason"] == "proof-time"
+
+
+def test_the_era_of_a_proof_is_signed() -> None:
+    version, at, nonce, _, signature = a_proof(era="a" * 16).split(";")
+    for text in (f"v1;{at};{nonce};{signature}", f"{version};{at};{nonce};{'b' * 16};{signature}"):
+        assert refused("auth-invalid", check, text).facts["reason"] == "proof"
+    for text in (f"v1;{at};{nonce};{'a' * 16};{signature}", f"v2;{at};{nonce};{signature}"):
+        assert refused("auth-invalid", check, text).facts["reason"] == "proof-malformed"
+    assert [bearer.era_in({"era": text}) for text in ("", "A" * 16, "a" * 15, "a" * 16 + "\n", 7)] == [""] * 5
 
 
 @given(header=st.text(max_size=200))
