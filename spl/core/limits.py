@@ -47,7 +47,7 @@ class Limits:
     connect_timeout_s: float = 10.0
     answer_timeout_s: float = 30.0
     answer_bytes: int = 8 * MIB
-    pool_idle_s: float = 5.0
+    pool_idle_s: float = 2.0
     redirects_count: int = 3
     event_bytes: int = 3 * MIB
     stream_silence_s: float = 45.0

@@ -29,6 +29,8 @@ DESCRIPTORS_MAX: Final = 65_536
 CUT_GRACE_S: Final = 2.0
 YOUNG_OBJECTS: Final = 5000
 GIVE_BACK_S: Final = 5.0
+COLLECT_SHARE: Final = 1000
+"""Of the time of a busy process its full collections take a part in so many: some ms each for a hundred pairs."""
 BUSY_S: Final = 0.1
 """Processor time after which there may be pages to give back; an idle daemon takes minutes for it."""
 
@@ -87,19 +89,25 @@ def settle(loop: asyncio.AbstractEventLoop) -> None:
     """
     gc.collect()
     gc.freeze()
-    _keep_giving_back(loop, -BUSY_S)
+    _keep_giving_back(loop, -BUSY_S, 0.0)
 
 
-def _keep_giving_back(loop: asyncio.AbstractEventLoop, given_s: float) -> None:
+def _keep_giving_back(loop: asyncio.AbstractEventLoop, given_s: float, collect_s: float) -> None:
     """Give back if the process was busy since it did so at `given_s` of its time, and look again later.
+
+    From `collect_s` on there may be a full collection before.  It also empties the interpreter's lists of tuples and
+    numbers to use again, which grow to a MiB and lie between what stays: of pairs that were just made a fifth.
 
     The size of the process would not say so: what is freed between pages in use does not change it.
     """
     used_s = time.process_time()
     if used_s - given_s >= BUSY_S:
+        if (began_s := loop.time()) >= collect_s:
+            gc.collect()
+            collect_s = began_s + COLLECT_SHARE * (loop.time() - began_s)
         give_back()
         given_s = used_s
-    loop.call_later(GIVE_BACK_S, _keep_giving_back, loop, given_s)
+    loop.call_later(GIVE_BACK_S, _keep_giving_back, loop, given_s, collect_s)
 
 
 def raise_descriptors() -> int:

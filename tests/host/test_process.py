@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from math import inf
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,13 +61,31 @@ def test_memory_is_given_back_at_the_end_of_the_start_and_after_work_only(monkey
     used_s, given, later = [0.05], list[float](), list[tuple[object, ...]]()
     monkeypatch.setattr(process.time, "process_time", lambda: used_s[0])
     monkeypatch.setattr(process, "give_back", lambda: given.append(used_s[0]))
-    loop: Any = SimpleNamespace(call_later=lambda delay_s, call, *args: later.append((call, *args)))
-    process._keep_giving_back(loop, -process.BUSY_S)
+    loop: Any = SimpleNamespace(call_later=lambda delay_s, call, *args: later.append((call, *args)), time=lambda: 1.0)
+    process._keep_giving_back(loop, -process.BUSY_S, inf)
     for used_s[0] in (0.06, 0.1, 0.3, 0.35, 0.45):
         call, *args = later.pop()
         call(*args)  # type: ignore[operator]
     assert given == [0.05, 0.3, 0.45]
     assert len(later) == 1
+
+
+def test_a_full_collection_takes_a_thousandth_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock_s, collected, later = [1.0], list[float](), list[tuple[object, ...]]()
+
+    def collect() -> None:
+        collected.append(clock_s[0])
+        clock_s[0] += 0.02
+
+    monkeypatch.setattr(process.time, "process_time", lambda: clock_s[0])
+    monkeypatch.setattr(process.gc, "collect", collect)
+    monkeypatch.setattr(process, "give_back", lambda: None)
+    loop: Any = SimpleNamespace(call_later=lambda _, call, *args: later.append((call, *args)), time=lambda: clock_s[0])
+    process._keep_giving_back(loop, -process.BUSY_S, 0.0)
+    for clock_s[0] in (6.0, 11.0, 16.0, 22.0, 27.0):
+        call, *args = later.pop()
+        call(*args)  # type: ignore[operator]
+    assert collected == [1.0, 22.0]
 
 
 def test_pages_between_those_in_use_are_given_back() -> None:

@@ -3,11 +3,11 @@
 
     python tools/bench/capacity.py [--peers 20]
 
-The two tables of a capacity plan: pairs in continuous mode, at a steady 9 records a second in all and at four times
-that, and pairs that poll.  The daemon is pinned to one core and its address space limited; its peers are instances in
-another process (host.py).  Bytes are those of the daemon's TCP connections, both ways, heads and acks included, without
-what IP and TCP add.  A polling pair's bandwidth is that of one poll each five minutes.  What the first pairs load into
-the daemon is left out: it is paid once.
+The two tables of a capacity plan: pairs in continuous mode, at rest, at a steady 9 records a second in all and at four
+times that, and pairs that poll.  The daemon is pinned to one core and its address space limited; its peers are
+instances in another process (host.py).  Bytes are those of the daemon's TCP connections, both ways, heads and acks
+included, without what IP and TCP add.  A polling pair's bandwidth is that of one poll each five minutes.  What the
+first pairs load into the daemon is left out: it is paid once.
 """
 
 import argparse
@@ -31,6 +31,8 @@ IDLE_S: Final = 40.0
 """After this long the connections of a poll have been closed: kept ones are closed when idle."""
 FIRST: Final = 8
 """Pairs that are made before the measure begins."""
+SETTLED_S: Final = 11.0
+"""After so long without more a daemon has given back what making pairs took."""
 MOVED: Final = re.compile(r"bytes_(?:acked|received):(\d+)")
 
 
@@ -54,6 +56,8 @@ def continuous(peers: int, seconds: float) -> list[tuple[object, ...]]:
         before, count = first(one, host.urls, "continuous"), SPIKE
         follow(one, host.urls[FIRST:])
         host.arrived(SPIKE)
+        time.sleep(SETTLED_S)
+        rows.append(("continuous, at rest", peers, *each(one, before, peers), "", "", ""))
         for name, rate in (("steady", STEADY), ("spike", SPIKE)):
             moved, cpu = sum(connections(one)), one.cpu_s()
             count += asyncio.run(emit(one, rate, seconds))
@@ -79,6 +83,7 @@ def polling(peers: int) -> tuple[object, ...]:
         end = time.monotonic() + IDLE_S
         while len(connections(one)) > before[2] + 1 and time.monotonic() < end:
             time.sleep(1)
+        time.sleep(SETTLED_S)
         return ("polling", peers, *each(one, before, peers), round(poll_bytes / POLL_S, 1), "", "")
 
 
@@ -88,6 +93,7 @@ def first(side: Side, urls: list[str], mode: str) -> tuple[float, int, int]:
     asyncio.run(emit(side, SPIKE, 1.0))
     _, files, opened = taken(side)
     follow(side, urls[:FIRST], mode)
+    time.sleep(SETTLED_S)
     return side.rss_mib(), files, opened
 
 

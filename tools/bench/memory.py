@@ -77,6 +77,7 @@ def more_pairs(count: int, secure: Secure | None = None) -> tuple[float, float, 
     with two_sides(paired=False, secure=secure) as (one, two, _), hosted(count, secure=secure) as host:
         two.stop()
         follow(one, host.urls[:1])
+        time.sleep(2 * SETTLED_S)
         return around(one, lambda: follow(one, host.urls[1:]))
 
 
