@@ -134,6 +134,20 @@ def test_sets_whose_sums_and_xors_agree_are_told_apart() -> None:
     assert left.part(sums=True) != right.part(sums=True)
 
 
+def test_a_fingerprint_is_the_product_that_both_sides_compute() -> None:
+    """Whatever makes them: key and name are added, and an empty part is one."""
+    key, start = "0" * 30 + "10", bytes.fromhex("a1b2" + "c3" * 14)
+    buckets = RangeBuckets(key)
+    buckets.add([start])
+    product = (16 + int.from_bytes(start)) % (2**128 + 51)
+    parts = [(1).to_bytes(8)] * 16
+    parts[0xA] = (product % 2**64).to_bytes(8)
+    assert buckets.sums("") == b"".join(parts)
+    found = Collector(buckets.key, "", 0)
+    found.add(start)
+    assert found.part(sums=True).sums == buckets.sums("")
+
+
 def test_the_modulus_is_prime() -> None:
     prime = fingerprint._PRIME
     odd, twos = prime - 1, 0
