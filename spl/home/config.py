@@ -226,7 +226,7 @@ def _limits(table: object, text: str) -> Limits:
         if name not in known:
             raise ConfigError("config-invalid", f"{place}: unknown limit {name!r}")
         most = LIMITS_RAISED_MAX.get(name, known[name])
-        if type(value) not in (int, float) or not 0 < value <= most:
+        if type(value) not in (int, float) or not 0 < value <= most or not type(known[name])(value):
             raise ConfigError("config-invalid", f"{place}: {name} is a number above 0 and at most {most}")
     return replace(Limits(), **{name: type(known[name])(value) for name, value in table.items()})
 

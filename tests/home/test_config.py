@@ -52,6 +52,7 @@ def test_plain_http_is_for_all_for_none_or_for_private_addresses(text: str, foun
         ('public_url = "https://x.:9100"\n', 1, "without a final dot"),
         ('[federation]\npoll_interval = "1"\n', 2, "poll_interval"),
         ("[limits]\nrecord_bytes = 99999999\n", 2, "at most"),
+        ("[limits]\npage_records = 0.5\n", 2, "above 0"),
         ("[limits]\nnonsense = 1\n", 2, "nonsense"),
         ("[http]\nallowed_hosts = [1]\n", 2, "text"),
         ('[http]\ntrusted_proxies = ["10.0.0.1/8"]\n', 2, "networks"),
