@@ -17,7 +17,7 @@ from spl.core.identity.did import Chain
 from spl.core.keys import SecretKey
 from spl.core.limits import Limits
 from spl.core.pair.pair import Pair, Phase
-from spl.core.record import namespace
+from spl.core.record import namespace, page
 from spl.core.record.filter import OPEN, PairFilter
 from spl.core.record.record import Envelope
 from spl.engine.received import reached
@@ -130,6 +130,8 @@ class Network:
         self.log: list[tuple[str, str]] = []
         self.change: Change = lambda path, reply: reply
         self.down: str = ""
+        self.cut: str = ""
+        """The code with which reads fail, while a proxy lets questions pass."""
         self.walled: set[str] = set()
         """Hosts that nobody can dial; they dial others all the same."""
         self.gate = asyncio.Event()
@@ -156,6 +158,8 @@ class Network:
         node = self.nodes[where.host]
         path, _mark, query = where.target.partition("?")
         self.log.append((method, path))
+        if self.cut and method == "GET":
+            raise ReachError(self.cut, "a proxy")
         try:
             pair_id = node.check(method, where.target, dict(headers), body)
             if self.walled:
@@ -369,6 +373,8 @@ class Node:
                 told = json.loads(body)
                 if received := told.get("received"):
                     told["cursor"] = stepped(reached(self.feed.source, pair_id, told["cursor"], received))[0]
+                if "peer_view" in told:
+                    self.reaches.heard(pair_id, page.read_view(told["peer_view"]))
                 await self.feed.ack(pair_id, told["cursor"])
                 return json.dumps({"peer_view": self.feed.peer_view(pair_id), "cursor": told["cursor"]}).encode()
             case "/v1/sync/chains":

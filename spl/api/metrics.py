@@ -60,7 +60,7 @@ PER_PAIR: Final = (
                lambda view: view.reading.lag_records),
     _PairGauge("spl_pair_outbound_lag_records", "Records that we hold for the peer and it has not confirmed.",
                lambda view: view.offered.lag_records),
-    _PairGauge("spl_pair_stalled", "1 while records wait and none moves for two intervals.",
+    _PairGauge("spl_pair_stalled", "1 while records wait and none moves, as a finding says.",
                lambda view: bool(view.stalled)),
     _PairGauge("spl_pair_last_success_timestamp_seconds", "When we last read the peer to its end.",
                lambda view: _seconds(view.reading.last_sync_ms)),

@@ -354,12 +354,15 @@ def summary_of(services: Services, found: Pair, view: PairOverview | None = None
 
 
 def _one_way(services: Services, reading: PairStatus) -> Json | None:
-    """Return {direction, code, since} of a pair of which one direction of requests is broken, once that lasts."""
+    """Return {direction, code, since, reads} of a pair of which one direction of requests is broken, once that lasts.
+
+    `reads`: only reads are, and questions are answered.
+    """
     way = reading.one_way
     if way is None or way.for_s < OFFLINE_S or reading.offline_since_ms is not None:
         return None
     since = when.text_of(services.now_ms() - int(way.for_s * 1000))
-    return {"direction": way.direction, "code": way.code or None, "since": since}
+    return {"direction": way.direction, "code": way.code or None, "since": since, "reads": way.reads}
 
 
 def _maps(value: object) -> tuple[tuple[str, str], ...]:

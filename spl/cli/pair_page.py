@@ -197,7 +197,8 @@ def _state(pair: Detail, out: Out) -> str:
 
 def broken(way: Mapping[str, Any]) -> str:
     """Return which direction is broken of a pair that works one way."""
-    return "the peer's requests do not arrive here" if way["direction"] == TO_US else "our requests do not arrive there"
+    what = "reads" if way.get("reads") else "requests"
+    return f"the peer's {what} do not arrive here" if way["direction"] == TO_US else f"our {what} do not arrive there"
 
 
 def _carrier(carrier: Mapping[str, Any], out: Out) -> Iterator[tuple[str, str]]:

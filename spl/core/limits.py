@@ -105,7 +105,7 @@ class Limits:
     check_s: float = 5.0
     loop_late_s: float = 1.0
     failing_s: float = 30.0
-    stalled_s: float = 300.0
+    stalled_s: float = 45.0
     queue_full_s: float = 60.0
     backup_due_s: float = 86_400.0
     disk_low_bytes: int = 1_000_000_000

@@ -3,7 +3,10 @@
 A proxy or a firewall may break one direction alone: what the peer asks of us shows nothing of the way to it, and its
 answers show nothing of its way to us.  So each side asks by itself, and three times are kept apart: when the peer asked
 us, when it answered us, and since when this process waits for it.  In its view of the pair each side says how often it
-asks at least (`asks_ms`) and what stops its questions (`unreached`), so that the side whose requests work says it too.
+asks at least (`asks_ms`) and what stops its requests (`unreached`), so that the side whose requests work says it too.
+
+A proxy may also pass questions and no reads.  So a question that is answered ends no failure of reading: that takes a
+page, or an event of a stream.  How long reads alone have failed is told as well (`unread_ms`).
 """
 
 from collections.abc import Mapping
@@ -49,6 +52,8 @@ class OneWay:
     for_s: float
     code: str = ""
     """Why, as the side says whose requests fail; "" if it has not said."""
+    reads: bool = False
+    """Whether only its reads fail, and its questions are answered."""
 
 
 @dataclass(slots=True)
@@ -68,11 +73,19 @@ class Presence:
     lost_code: str = ""
     lost_late: bool = False
     """Whether the peer answered within LOST_SHOWN_S before the last failure."""
+    unread_s: float | None = None
+    """When the first read began that did not arrive since one last brought something; `unread_code` is why."""
+    unread_code: str = ""
 
     @property
     def is_known(self) -> bool:
         """Whether this process has heard the peer, or waits for it."""
-        return any(at_s is not None for at_s in (self.waited_s, self.contact_s, self.answered_s))
+        return self.waited_s is not None or self.is_heard
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether this process has heard the peer."""
+        return self.contact_s is not None or self.answered_s is not None
 
     def answered(self, now_s: float) -> None:
         """Record an answer; of a peer that was gone in both directions, requests are awaited again."""
@@ -87,6 +100,37 @@ class Presence:
         self.lost_code = code
         self.lost_late = self.answered_s is not None and now_s <= self.answered_s + LOST_SHOWN_S
 
+    def read(self, now_s: float) -> None:
+        """Record that a read brought something."""
+        self.unread_s = None
+        self.answered(now_s)
+
+    def unread(self, code: str, began_s: float) -> None:
+        """Record that a read that began, or brought something last, at `began_s` did not arrive, and why."""
+        self.unread_s = began_s if self.unread_s is None else self.unread_s
+        self.unread_code = code
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether reads alone fail: the peer answered a question after one began that did not arrive."""
+        return self.unread_s is not None and self.answered_s is not None and self.answered_s >= self.unread_s
+
+    def unread_for_s(self, now_s: float) -> float:
+        """Return for how long no read has brought anything; 0 if the last one did."""
+        return 0.0 if self.unread_s is None else max(0.0, now_s - self.unread_s)
+
+    def resume(self, now_s: float, now_ms: int, known: "Known") -> None:
+        """Wait for the peer from now, or, if a process before this one did not reach it, since then."""
+        self.waited_s = now_s
+        if known.code and not self.is_heard and known.heard_ms is not None:
+            answered_ms = known.heard_ms if known.answered_ms is None else known.answered_ms
+            self.waited_s = self.lost_s = now_s - (now_ms - answered_ms) / 1000
+            self.lost_code, self.lost_late = known.code, now_s <= self.waited_s + LOST_SHOWN_S
+            if known.answered_ms is not None:
+                self.answered_s = self.waited_s
+            if known.heard_ms > answered_ms:
+                self.contact_s = now_s - (now_ms - known.heard_ms) / 1000
+
     def heard_ms(self, now_s: float, now_ms: int, before_ms: int | None) -> int | None:
         """Return when the peer was last heard, in Unix ms; `before_ms` is what is known of it from before."""
         heard_s = max((at_s for at_s in (self.contact_s, self.answered_s) if at_s is not None), default=None)
@@ -97,7 +141,7 @@ class Presence:
     def slept(self, now_s: float, asleep_s: float) -> None:
         """Wait from the start after this daemon did not run; what its clock did not count is added to every age."""
         if self.is_known:
-            for name in ("contact_s", "refused_s", "answered_s", "lost_s"):
+            for name in ("contact_s", "refused_s", "answered_s", "lost_s", "unread_s"):
                 if (at_s := getattr(self, name)) is not None:
                     setattr(self, name, at_s - asleep_s)
             self.waited_s = now_s
@@ -137,6 +181,9 @@ class Presence:
         `view` is the peer's.  `pushed`: it is given records by our push, and so need not ask.  `reads`: a request of
         it is being answered, a stream for example, which shows the way to us whatever its view says of an older one.
         """
+        heard_s = inf if self.answered_s is None else now_s - self.answered_s
+        if self.is_unread and heard_s <= OFFLINE_S + ANSWER_S + ASK_S:
+            return OneWay(TO_PEER, self.unread_for_s(now_s), self.unread_code, reads=True)
         if self.lost_s is not None:
             code = self.unreached(served=served) if self._asks_on and self.is_fresh(now_s) else ""
             return OneWay(TO_PEER, self.unanswered_s(now_s), code) if code else None
@@ -145,7 +192,7 @@ class Presence:
         # A peer that was out of reach for a moment asks at once when it hears us.
         late_s = asks_s + ANSWER_S / 2 if code else 2 * asks_s + ANSWER_S / 2 if asks_s and not pushed else inf
         # A question is due each ASK_S and waits for its answer: until it failed, the one before holds.
-        if reads or unasked_s <= late_s or self.answered_s is None or now_s > self.answered_s + OFFLINE_S + ANSWER_S:
+        if reads or unasked_s <= late_s or heard_s > OFFLINE_S + ANSWER_S:
             return None
         return OneWay(TO_US, unasked_s, code)
 
@@ -190,12 +237,15 @@ class Turns:
             delay_s = max(delay_s, self.refusals.delay_s() if self.refusals.attempt else 0.0)
         return max(0.0, self.last_s + delay_s - now_s)
 
-    def quiet_s(self, now_s: float, presence: Presence, *, pushes: bool, only_asked: bool) -> float:
+    def quiet_s(
+        self, now_s: float, presence: Presence, *, pushes: bool, only_asked: bool, called: bool = False
+    ) -> float:
         """Return the seconds until the peer is to be asked whether it is there: soon after this process began to wait.
 
         One that `pushes`, as we cannot dial it, is silent for too long when it no longer proves that it serves us; if
         we could dial it lately, it is asked all the same, so that the way is used again when it is open.
         `only_asked`: nothing else is tried by itself, so the questions back off as reads do.
+        `called`: the peer says that it does not reach us, so a question shows it, and a stream of ours does not.
         """
         asked_s = -inf if self.asked_s is None else self.asked_s
         if pushes and (not presence.lost_late or not presence.is_fresh(now_s)):
@@ -206,28 +256,25 @@ class Turns:
         ask_s = self.errors.spread_s(ASK_S)
         if self.errors.attempt and only_asked:
             ask_s = min(ask_s, self.errors.delay_s())
-        return max(ask_s - presence.unanswered_s(now_s), asked_s + ask_s - now_s)
+        return max(0.0 if called else ask_s - presence.unanswered_s(now_s), asked_s + ask_s - now_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a process knew last of a peer, in Unix ms; of one that was offline why, and when a request last failed."""
+    """What a process knew last of a peer, in Unix ms; of one that it did not reach why, and when a request failed."""
 
     heard_ms: int | None = None
     sync_ms: int | None = None
     code: str = ""
     failed_ms: int = 0
-
-    def silent_s(self, now_ms: int) -> float:
-        """Return for how long a peer that was offline has not been heard, 0 of any other."""
-        return (now_ms - self.heard_ms) / 1000 if self.code and self.heard_ms is not None else 0.0
+    answered_ms: int | None = None
 
 
 def known_text(known: Mapping[str, Known], bytes_max: int) -> str:
     """Return the note of what is known of each peer, without the last ones that do not fit."""
     kept, size = Json(), 2
     for key, each in known.items():
-        item = [each.heard_ms, each.sync_ms, each.code, each.failed_ms]
+        item = [each.heard_ms, each.sync_ms, each.code, each.failed_ms, each.answered_ms]
         size += len(canon.encode({key: item}))
         if size > bytes_max:
             break
@@ -243,12 +290,12 @@ def known_in(text: str, now_ms: int) -> dict[str, Known]:
 
 
 def _known_of(item: object, now_ms: int) -> Known | None:
-    if not isinstance(item, list) or len(item) != 4 or not isinstance(item[2], str):
+    if not isinstance(item, list) or len(item) not in (4, 5) or not isinstance(item[2], str):
         return None
-    heard_ms, sync_ms, code, failed_ms = item
-    times = (0 if heard_ms is None else heard_ms, 0 if sync_ms is None else sync_ms, failed_ms)
+    heard_ms, sync_ms, code, failed_ms, answered_ms = (*item, None)[:5]
+    times = (failed_ms, *(0 if at_ms is None else at_ms for at_ms in (heard_ms, sync_ms, answered_ms)))
     sound = all(type(at_ms) is int and 0 <= at_ms <= now_ms for at_ms in times)
-    return Known(heard_ms, sync_ms, code, failed_ms) if sound and not (code and heard_ms is None) else None
+    return Known(heard_ms, sync_ms, code, failed_ms, answered_ms) if sound and not (code and heard_ms is None) else None
 
 
 class OwnBeat:

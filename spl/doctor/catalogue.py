@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from math import inf
+from operator import attrgetter
 from typing import Final, cast
 
 from ..core.errors import CODES
@@ -218,13 +219,8 @@ def _home_fix(code: str) -> Callable[[Facts], str]:
     return fix
 
 
-def _failing_s(limits: Limits) -> float:
-    return limits.failing_s
-
-
-def _queue_full_s(limits: Limits) -> float:
-    return limits.queue_full_s
-
+_failing_s: Final = attrgetter("failing_s")
+_queue_full_s: Final = attrgetter("queue_full_s")
 
 # -- next steps
 
@@ -237,11 +233,11 @@ _OWN_TLS_STEP: Final = (
 )
 _LISTEN_STEP: Final = "set public_url, or in a private network stop the daemon, then: spl serve --lan"
 _RENEW_STEP: Final = "renew the certificate, then SIGHUP to the daemon"
+_READS_STEP: Final = "let the proxy pass GET /v1/sync/ with its query and its whole answer; look into its log"
 _BUFFER_STEP: Final = "switch off response buffering in the proxy (nginx: proxy_buffering off)"
 _PUBLISH: Final = "spl identity generate; it keeps the key if there is one, and publishes the manifest"
 _malformed_fix: Final = _at_peer(f"{_PUBLISH}; look at what stands before the daemon")
 _signature_fix: Final = _at_peer(f"{_PUBLISH}; then retry here")
-_mismatch_fix: Final = _at_peer("spl identity show; is this still the instance that you paired with?")
 _age_fix: Final = _at_peer(f"{_PUBLISH}; compare both clocks")
 
 
@@ -249,6 +245,14 @@ def _moved(step: Callable[[Facts], str]) -> Callable[[Facts], str]:
     """Return a step, and what to do if the peer has another address now."""
     moved = "if the peer has moved, give the URL in its status"
     return lambda facts: f"{step(facts)}; {moved}: {_REFRESH(facts)} --url NEW-URL"
+
+
+_stranger_fix: Final = _moved(_at_peer("spl status; does it run at that address, and is it still the same instance?"))
+
+
+def _cloned_fix(facts: Facts) -> str:
+    step = _next("identity-cloned")
+    return step(facts) if facts.manifest is None else _moved(step)(facts)
 
 
 def _foreign_fix(facts: Facts) -> str:
@@ -268,6 +272,11 @@ def _refusal_fix(facts: Facts) -> str:
     return _at_peer("let the proxy pass /v1/ as it is")(facts)
 
 
+def _of_reads(step: Callable[[Facts], str]) -> Callable[[Facts], str]:
+    """Return a step, or what to do where questions are answered and reads alone fail."""
+    return lambda facts: _at_peer(_READS_STEP)(facts) if facts.one_way and facts.one_way.reads else step(facts)
+
+
 def _timeout_fix(facts: Facts) -> str:
     if facts.failure is not None and facts.failure.reached:
         return _at_peer("its daemon takes connections and hangs, or was stopped: spl status")(facts)
@@ -284,13 +293,14 @@ def _route_fix(facts: Facts) -> str:
 
 def _private_fix(facts: Facts) -> str:
     """Return how to allow the address that the peer publishes: an operator types it."""
-    host = parse_url(facts.url).host if facts.pair_id and facts.url else ""
+    url = facts.newer_url or facts.url
+    host = parse_url(url).host if facts.pair_id and url else ""
     if host and not is_address(host):
-        return f"correct what {host} resolves to; if a private address is right: {_REFRESH(facts)} --url {facts.url}"
-    typed = f"{_REFRESH(facts)} --url {facts.url}"
+        return f"correct what {host} resolves to; if a private address is right: {_REFRESH(facts)} --url {url}"
+    typed = f"{_REFRESH(facts)} --url {url}"
     if kind_of(host) == "loopback" and facts.own_url:
         listen = _at_peer(_LISTEN_STEP)(facts)
-        if parse_url(facts.own_url).port == parse_url(facts.url).port:
+        if parse_url(facts.own_url).port == parse_url(url).port:
             return listen  # the URL is that of this daemon
         if not _is_here(facts.own_url):
             return f"{listen}; if it runs on this machine: {typed}"
@@ -362,10 +372,6 @@ def _degraded_fix(facts: Facts) -> str:
     return f"{command} {facts.pair_id}"
 
 
-def _flapping_fix(facts: Facts) -> str:
-    return CODES["stream-flapping"].fix.replace("PAIR_ID", facts.pair_id)
-
-
 def _gap_fix(code: str) -> Callable[[Facts], str]:
     def fix(facts: Facts) -> str:
         found = next((item for item in facts.gaps if item.code == code), None)
@@ -382,6 +388,8 @@ def _is_here(url: str) -> bool:
 
 def _reverse_fix(facts: Facts) -> str:
     way = facts.one_way
+    if way is not None and way.reads:
+        return _READS_STEP.replace("the proxy", "the proxy before this daemon", 1)
     if way is not None and way.code == "foreign-answer":
         return "let the proxy before this daemon pass /v1/ and /.well-known/ to it"
     if _is_here(facts.own_url) and facts.url and not _is_here(facts.url):
@@ -394,7 +402,7 @@ def _reverse_fix(facts: Facts) -> str:
 
 _STARTING: Final = ("config-invalid", "warming-up", "store-locked", "store-missing", "identity-missing")
 _CAUSES: Final = (
-    *IDENTITY, *REACH, "foreign-answer", *MANIFEST, "clock-skew", "handshake-401", "peer-4xx", "peer-5xx",
+    *IDENTITY, *REACH, "foreign-answer", "one-way", *MANIFEST, "clock-skew", "handshake-401", "peer-4xx", "peer-5xx",
     "answer-malformed", *TOKEN, *STATE, "peer-rewound",
 )  # fmt: skip
 _STREAM: Final = ("stream-buffering", "stream-flapping")
@@ -417,7 +425,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("task-dead", FAIL, (), None, LOCAL, seen.dead, _next("task-dead")),
     FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),
     FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _home_fix("identity-missing")),
-    FindingKind("identity-cloned", FAIL, (), None, PEER, seen.cloned, _next("identity-cloned")),
+    FindingKind("identity-cloned", FAIL, (), None, PEER, seen.cloned, _cloned_fix),
     FindingKind("home-set-back", WARN, (), None, PEER, seen.set_back, _REPAIR),
     FindingKind("identity-backup", WARN, (), None, LOCAL, seen.unsaved, _next("identity-backup")),
     FindingKind("auth-off", WARN, (), None, LOCAL, seen.auth_off, _next("auth-off")),
@@ -425,8 +433,9 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("dns", FAIL, (), _failing_s, PATH, seen.failed("dns"), _next("dns")),
     FindingKind("connect", FAIL, (), _failing_s, PATH, seen.failed("connect"), _connect_fix),
     FindingKind("no-route", FAIL, (), _failing_s, LOCAL, seen.failed("no-route"), _route_fix),
-    FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _timeout_fix),
-    FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"), _next("disconnected")),
+    FindingKind("timeout", FAIL, _STREAM, _failing_s, PATH, seen.failed("timeout"), _of_reads(_timeout_fix)),
+    FindingKind("disconnected", FAIL, _STREAM, _failing_s, PATH, seen.failed("disconnected"),
+                _of_reads(_next("disconnected"))),
     FindingKind("address-refused", FAIL, (), None, PATH, seen.failed("address-refused"), _private_fix),
     FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _plain_fix),
     FindingKind("tls-chain", FAIL, (), None, PATH, seen.tls_chain, _tls_fix),
@@ -441,7 +450,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("manifest-signature", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-signature"),
                 _signature_fix),
     FindingKind("manifest-did-mismatch", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-did-mismatch"),
-                _mismatch_fix),
+                _stranger_fix),
     FindingKind("manifest-expired", FAIL, (*REACH, "clock-skew"), None, PEER, seen.manifest_fault("manifest-expired"),
                 _age_fix),
     FindingKind("manifest-stale", FAIL, REACH, None, PATH, seen.manifest_fault("manifest-stale"),
@@ -462,8 +471,8 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("token-withdrawn", WARN, ("peer-revoked",), None, LOCAL, seen.withdrawn,
                 _with_pair("spl token rotate")),
     FindingKind("token-scope", FAIL, ("peer-revoked", "token-expired"), None, PEER, seen.scope, _REFRESH),
-    FindingKind("auth-invalid", FAIL, ("peer-revoked", *TOKEN[:2], "clock-skew", *REACH), None, PEER, seen.refused,
-                _refused_fix),
+    FindingKind("auth-invalid", FAIL, ("peer-revoked", *TOKEN[:2], "clock-skew", *REACH, "identity-cloned",
+                "manifest-did-mismatch"), None, PEER, seen.refused, _refused_fix),
     FindingKind("peer-paused", WARN, ("peer-revoked",), None, PEER, seen.paused, _resume_fix),
     FindingKind("consent-missing", WARN, (*REACH, "peer-revoked"), None, PEER, seen.gap("consent-missing"),
                 _gap_fix("consent-missing")),
@@ -478,7 +487,8 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
                 PEER, seen.behind, _at_peer("spl doctor")),
     FindingKind("cursor-skip-suspect", WARN, (*_CAUSES, "intake-paused"), None, PEER, seen.skipped, _skip_fix),
     FindingKind("stream-buffering", WARN, _LASTING, None, PATH, seen.buffered, _at_peer(_BUFFER_STEP)),
-    FindingKind("stream-flapping", WARN, _LASTING, None, PATH, seen.flapping, _flapping_fix),
+    FindingKind("stream-flapping", WARN, _LASTING, None, PATH, seen.flapping,
+                lambda facts: CODES["stream-flapping"].fix.replace("PAIR_ID", facts.pair_id)),
     FindingKind("queue-high", WARN, ("adapter-slow",), _queue_full_s, LOCAL, seen.queue, _next("queue-high")),
     FindingKind("adapter-slow", WARN, (), None, LOCAL, seen.slow, _next("adapter-slow")),
     FindingKind("sink-unreachable", FAIL, (), _failing_s, PATH, seen.sink("sink-unreachable"), _sink_fix),

@@ -36,6 +36,8 @@ MANIFEST: Final = (
     "manifest-stale", "chain-fork", "peer-version",
 )  # fmt: skip
 TOKEN: Final = ("token-expired", "token-scope", "auth-invalid")
+REJECTED: Final = "rejected"
+"""The reason of a request that the peer's operator did not want."""
 STATE: Final = ("peer-paused", "peer-revoked", "handshake-pending")
 
 
@@ -223,6 +225,9 @@ def reverse(facts: Facts) -> str:
     if seen is None and way is None:
         return ""
     label = facts.label or "the peer"
+    if way is not None and way.direction == TO_US and way.reads:
+        said = f"says that its reads from us have failed for {span(way.for_s * 1000)} ({way.code})"
+        return f"{label} {said}, though its questions arrive" if way.for_s >= OFFLINE_S else ""
     if seen is None and way is not None and way.direction == TO_US:
         said = f"says that its requests to us fail ({way.code})" if way.code else "used to ask every 20s"
         return f"{label} has not asked us for {span(way.for_s * 1000)}, though it answers us; it {said}"
@@ -238,6 +243,8 @@ def one_way(facts: Facts) -> str:
     if way is None or way.direction != TO_PEER or way.for_s < OFFLINE_S:
         return ""
     passed, label = span(way.for_s * 1000), facts.label or "the peer"
+    if way.reads:
+        return f"{label} answers our questions, and our reads from it have failed for {passed} ({way.code})"
     return f"{label} still asks us, and our requests to it have failed for {passed} ({way.code})"
 
 
@@ -293,7 +300,8 @@ def paused(facts: Facts) -> str:
 
 
 def revoked(facts: Facts) -> str:
-    return f"{facts.label or 'the peer'} revoked the pair" if facts.ended_by_peer else ""
+    did = "rejected the request" if facts.reason == REJECTED else "revoked the pair"
+    return f"{facts.label or 'the peer'} {did}" if facts.ended_by_peer else ""
 
 
 def waiting(records: int) -> str:

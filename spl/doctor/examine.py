@@ -69,9 +69,9 @@ class Doctor:
         """Return one pair at this moment, from facts at hand."""
         context, place = self._context(pair), self.home.views.positions.get(pair.pair_id)
         known = self._with_pair(nothing(self.home.config.limits), pair, context)
-        found = tuple(catalogue.problems(catalogue.findings(known)))
-        stalled = stall(pair, context, self.health, found, self.home.config.limits.heartbeat_s)
-        return PairOverview(pair, context, found, stalled, place.at_ms if place is not None else None)
+        found = catalogue.findings(known)
+        moved_ms = place.at_ms if place is not None else None
+        return PairOverview(pair, context, tuple(catalogue.problems(found)), stall(found), moved_ms)
 
     def _daemon_facts(self) -> Facts:
         home = self.home
@@ -84,7 +84,7 @@ class Doctor:
 
     def _context(self, pair: Pair) -> PairContext:
         status, place = self.sync.status(pair.pair_id), self.home.views.positions.get(pair.pair_id)
-        at_ms, now_ms = status.last_sync_ms, self._now_ms()
+        at_ms, now_ms, newer = status.last_sync_ms, self._now_ms(), self.pairing.pairs.newer.get(pair.pair_id)
         return PairContext(
             status,
             self.feed.offered(pair.pair_id),
@@ -95,6 +95,8 @@ class Doctor:
             uptime_s=(now_ms - self.started_ms) / 1000,
             now_ms=now_ms,
             own_url=self.pairing.published.url,
+            newer_url=newer.url if newer is not None else "",
+            stranger=self.pairing.maintenance.stranger(pair.pair_id),
             revoked=self._revoked_token(pair),
         )
 

@@ -105,6 +105,8 @@ class Facts:
     pair_id: str = ""
     label: str = ""
     url: str = ""
+    newer_url: str = ""
+    """Where the peer says that it is now, which is taken later."""
     phase: str = ""
     reason: str = ""
     mode: str = ""

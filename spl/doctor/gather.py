@@ -32,7 +32,7 @@ from ..home.vault import Vault
 from ..home.writes import ListenerSummary
 from ..host.program import is_replaced
 from ..sync.changes import OfferedStatus
-from .conditions import MANIFEST
+from .conditions import MANIFEST, REJECTED
 from .facts import Facts, Fault, GrantGap, LockHolder, replace
 from .health import HealthSampler
 
@@ -70,6 +70,10 @@ class PairContext:
     """For how long the attempts of that handshake have failed."""
     revoked: str = ""
     """The id of our token for the peer, if it is revoked."""
+    newer_url: str = ""
+    """Where the peer says it is by a manifest that waits for its hour."""
+    stranger: SplError | None = None
+    """That another daemon answered in the peer's place when its manifest was fetched last."""
 
 
 def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits, now_ms: int) -> Facts:
@@ -137,9 +141,13 @@ def is_watched(pair: Pair, pairs: Mapping[str, Pair], now_ms: int) -> bool:
         return True
     if not pair.initiator and pair.answer is None:
         return False
-    if now_ms - pair.since_ms >= ENDED_SHOWN_MS or not pair.reason.startswith(REVOKED_BY_PEER):
+    if now_ms - pair.since_ms >= ENDED_SHOWN_MS or not _ended_by_peer(pair):
         return False
     return not any(other.peer_did == pair.peer_did and not other.ended for other in pairs.values())
+
+
+def _ended_by_peer(pair: Pair) -> bool:
+    return pair.reason.startswith(REVOKED_BY_PEER) or (pair.initiator and pair.reason == REJECTED)
 
 
 def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairContext) -> Facts:
@@ -147,12 +155,13 @@ def with_pair(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     if pair.ended:  # nothing else about it can be wrong any more
         return replace(
             known, own_url=context.own_url, pair_id=pair.pair_id, label=label_of(pair.peer_did), url=pair.url,
-            phase=str(pair.phase), reason=pair.reason, ended_by_peer=pair.reason.startswith(REVOKED_BY_PEER),
+            phase=str(pair.phase), reason=pair.reason, ended_by_peer=_ended_by_peer(pair),
         )  # fmt: skip
     status, stream = context.status, context.status.stream
     known = replace(
         known,
         own_url=context.own_url, pair_id=pair.pair_id, label=label_of(pair.peer_did), url=pair.url,
+        newer_url=context.newer_url,
         phase=str(pair.phase), reason=pair.reason,
         mode=pair.mode,
         poll_interval_ms=pair.poll_interval_ms,
@@ -230,6 +239,8 @@ def _with_tokens(known: Facts, pair: Pair, now_ms: int) -> Facts:
 def _with_failure(known: Facts, pair: Pair, context: PairContext) -> Facts:
     """Add why the last attempt failed: what this process met, otherwise the reason in the pair's record."""
     error, trouble = context.status.last_error, context.trouble
+    if context.stranger is not None and isinstance(pair.state, Degraded) and (error is None or error.status):
+        trouble = context.stranger  # whose refusals of our token say nothing
     if trouble is not None:
         failure = Fault(trouble.code, trouble.message)
     elif error and context.status.attempt:
@@ -247,7 +258,7 @@ def _with_lag(known: Facts, pair: Pair, health: HealthSampler, context: PairCont
     # A degraded pair failed for long enough, whatever this process has seen of it; a peer that does not answer has
     # been gone since it last answered, which is before the first failure.
     status = context.status
-    unanswered_s = status.unanswered_s if status.unreached else 0.0
+    unanswered_s = max(status.unanswered_s, status.unread_s) if status.unreached else 0.0
     failing_s = max(health.failing_s(pair.pair_id), unanswered_s, context.troubled_s)
     failing_s = inf if isinstance(pair.state, Degraded) else failing_s
     at_ms = status.last_sync_ms

@@ -48,7 +48,7 @@ END_ACCEPTED: Final = "end-accepted."
 """With the pair's id: the secret that notes that our operator accepted the end of a pair."""
 ACCEPTED_MS: Final = 2 * 86_400_000
 """Longer than `status` shows an end."""
-TELL_EVERY_MS: Final = 300_000
+TELL_EVERY_MS: Final = 60_000
 PAUSE_MS: Final = 1000
 """Between two rounds of one pair, whatever the clocks and the answers are."""
 UNVERIFIED: Final = frozenset(
@@ -56,6 +56,8 @@ UNVERIFIED: Final = frozenset(
     " chain-broken chain-fork did-invalid".split()
 )
 """Why a changed manifest does not hold: reasons of a degraded pair that no successful sync heals."""
+STRANGERS: Final = frozenset({"manifest-did-mismatch", "identity-cloned"})
+"""Why what answers is not the peer: another instance, or this one."""
 CREDENTIALS: Final = frozenset(
     "auth-required auth-invalid scope-forbidden token-expired token-scope message-signature".split()
 )
@@ -119,7 +121,7 @@ class Maintenance:
         It may have the address of a copy of this home, which ran for a while and is gone.
         """
         state, now_ms = self._state(pair_id), self.pairs.steady_ms()
-        if view.get("unreached") and now_ms >= state.tell_at_ms:
+        if view.get("unreached") and "unread_ms" not in view and now_ms >= state.tell_at_ms:
             state.tell_at_ms = now_ms + TELL_EVERY_MS
             self.pairs.published.renew()
             self._stepper.start(pair_id, partial(self._handshakes.ask, pair_id, poll=True))
@@ -144,6 +146,12 @@ class Maintenance:
         waits = (newer.url, pair.fetched_at_ms + MANIFEST_EVERY_MS) if newer is not None and pair is not None else ()
         next_ms = retry_at_ms if attempt else None
         return MaintenanceStatus(fetched_ms, attempt, next_ms, state.error, state.at_ms, *waits)
+
+    def stranger(self, pair_id: str) -> SplError | None:
+        """Return the error that names who answers in the place of a pair's peer, if another daemon did last."""
+        state = self._states.get(pair_id)
+        error = state.error if state is not None else None
+        return error if error is not None and error.code in STRANGERS else None
 
     def _is_kept(self, pair: Pair) -> bool:
         return type(pair.state) in ESTABLISHED and not self._state(pair.pair_id).lock.locked()

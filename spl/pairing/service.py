@@ -42,7 +42,7 @@ from .grants import TELL_TIMEOUT_S, Grants, Handover
 from .handshake_loop import POLL_S, HandshakeLoop, on_its_way
 from .initiator import FirstSyncResult, Initiator, PairOptions, PairStep, exists_hint
 from .machine import Pairs, unconfirmed
-from .maintenance import END_ACCEPTED, UNVERIFIED, Maintenance, token_trouble
+from .maintenance import END_ACCEPTED, STRANGERS, UNVERIFIED, Maintenance, token_trouble
 from .pair_log import PairLog
 from .responder import Answer, Responder
 from .statements import PeerStatements
@@ -302,7 +302,11 @@ class Pairing:
     async def _recover(self, pair_id: str) -> None:
         # Read when its turn comes: a degradation that was reported earlier may have become durable only now.
         pair = self.pairs.get(pair_id)
-        if pair is not None and isinstance(pair.state, Degraded) and pair.reason not in UNVERIFIED:
+        if pair is None or not isinstance(pair.state, Degraded):
+            return
+        if pair.reason in STRANGERS:
+            await self.maintenance.maintain(pair_id)  # the peer itself took our token
+        elif pair.reason not in UNVERIFIED:
             await self.stepper.step(pair_id, steps.Recover())
 
     # -- the initiator

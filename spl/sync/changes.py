@@ -305,8 +305,12 @@ class Feed:
         return OfferedStatus(head, acked, lag, at_ms, interval_s, withheld, self.source.rollbacks.set_back(pair_id))
 
     def is_read(self, pair_id: str) -> bool:
-        """Return whether the peer reads from us now, by a stream or a page: the kernel ends one that it does not."""
-        return pair_id in self._streams or self._reads.is_running(pair_id)
+        """Return whether the peer reads from us now, by a stream or a page: the kernel ends one that it does not.
+
+        A stream is read if the peer, in its views of the pair, does not say that its requests to us fail.
+        """
+        lost = "unreached" in self.source.reaches.view(pair_id)
+        return (pair_id in self._streams and not lost) or self._reads.is_running(pair_id)
 
     def _is_live(self, pair_id: str) -> bool:
         """Return whether our records reach the peer at once, by its stream or our push."""

@@ -22,8 +22,9 @@ from urllib.parse import urlencode
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.limits import KIB
-from ..core.pair.pair import Pair
-from ..core.pair.status import NO_ANSWER, LastError, StreamStatus
+from ..core.pair.modes import ON_DEMAND
+from ..core.pair.pair import Pair, Phase
+from ..core.pair.status import READS_ONLY, LastError, StreamStatus
 from ..core.presence import Turns
 from ..core.recent import Peaks
 from ..core.record import page
@@ -116,10 +117,10 @@ class PairSync(Turns):
         """The code of the failure that lasts, "" if none does."""
         return self.last_error.code if self.errors.attempt and self.last_error is not None else ""
 
-    @property
-    def is_lost(self) -> bool:
-        """Whether the peer did not answer when it was tried last."""
-        return self.failing in NO_ANSWER
+    def needs_read(self, pair: Pair) -> bool:
+        """Return whether reads of a pair on demand failed, maybe before this process, as only a read shows the end."""
+        code = self.failing or (pair.reason if pair.phase is Phase.DEGRADED else "")
+        return pair.mode == ON_DEMAND and pair.sync_allowed and code in READS_ONLY
 
     def note_peak(self, now_ms: int) -> None:
         """Keep the most that waited here since this was called last."""

@@ -23,6 +23,7 @@ from ..core.errors import SplError
 from ..core.event import event
 from ..core.gate import claimed_id
 from ..core.pair.pair import Pair
+from ..core.pair.status import WAY
 from ..core.presence import ANSWER_S
 from ..core.record import page
 from ..core.record.page import Page
@@ -261,9 +262,19 @@ class Puller:
     async def _page(self, pair: Pair, count: int, options: Mapping[str, str]) -> tuple[Page, float]:
         """Return the page of these options, of at most `count` records, and the seconds that it took."""
         target = f"{CHANGES}?{urlencode({name: value for name, value in options.items() if value})}"
-        reply, took_s = await self._peers.carry(pair, INTO, count, "GET", target)
+        loop, reaches = asyncio.get_running_loop(), self.ingest.reaches
+        began_s = loop.time()
+        try:
+            reply, took_s = await self._peers.carry(pair, INTO, count, "GET", target)
+        except SplError as exc:
+            if exc.code in WAY:
+                reaches.unread(pair.pair_id, exc.code, began_s, loop.time())
+            elif isinstance(exc, SyncError) and exc.peer_status:
+                reaches.presence(pair.pair_id).unread_s = None  # refused, so it arrived
+            raise
+        reaches.presence(pair.pair_id).read(loop.time())
         decode = partial(page.decode, reply.body, count, names="names" in options)
-        return await asyncio.get_running_loop().run_in_executor(self.ingest.pool, decode), took_s
+        return await loop.run_in_executor(self.ingest.pool, decode), took_s
 
     def _is_lost(self, progress: Progress, since: str, is_open: bool) -> bool:
         """Count a page at this cursor that did not arrive; return whether another try of it is in vain.

@@ -6,9 +6,10 @@ name) that keeps in touch, the peer is behind a NAT: the side says `peer-pushes`
 this says `we-push`.
 
 Contact proves a NAT only if it is later than the first failure of the streak, and for CONTACT_FRESH_S: after an outage
-of seconds both sides had been in touch shortly before, and each would otherwise wait for the other to dial.  Of
-the way nothing outlives the process: a new one finds out again, and meanwhile a redundant push is recognised by its
-position.  When a peer was last heard, and why it is offline, does (`KnownPeers`).
+of seconds both sides had been in touch shortly before, and each would otherwise wait for the other to dial.  A failed
+question has to prove it, too: reads alone fail where a proxy cuts them.  Of the way nothing outlives the process: a new
+one finds out again, and meanwhile a redundant push is recognised by its position.  When a peer was last heard, when it
+answered, and why we do not reach it, does (`KnownPeers`).
 
 A polling pair is read every five minutes and one on demand when its operator likes; without more, a peer that is gone
 would be called active for as long.  So a side that has had no answer of the peer for ASK_S sends the smallest request
@@ -34,8 +35,10 @@ from ..core.presence import (
     ASK_S,
     BOTH,
     CONTACT_FRESH_S,
+    OFFLINE_S,
     PAUSE_S,
     PEER_PUSHES,
+    TO_US,
     WE_PUSH,
     Known,
     OneWay,
@@ -44,7 +47,7 @@ from ..core.presence import (
     known_in,
     known_text,
 )
-from ..core.value import dataclass, field
+from ..core.value import Json, dataclass, field
 from ..home.vault import SECRET_BYTES_MAX, Vault
 from ..net.address import ReachError
 from .peer import STATE_CODES, SyncError
@@ -88,7 +91,7 @@ class KnownPeers:
         return LastError(code, SplError(code).message, at_ms, class_of(code)) if code else None
 
     def is_due(self, now_s: float, lost: Set[str]) -> bool:
-        """Return whether the note calls other peers offline than those `lost`, and may be written again."""
+        """Return whether the note calls other peers out of reach than those `lost`, and may be written again."""
         is_changed = lost != {key for key, known in self._saved.items() if known.code}
         return (is_changed or self._rollbacks.has_unsaved) and now_s >= self._next_s and self._saving is None
 
@@ -102,11 +105,15 @@ class KnownPeers:
         self._saving = None
 
     def save(self, found: Mapping[str, PairStatus]) -> None:
-        """Write what is known of these pairs, those offline first; what the disk refuses is logged.  Blocks on it."""
+        """Write what is known of these pairs, those out of reach first; what the disk refuses is logged.
+
+        Blocks on it.
+        """
         self._rollbacks.save()
         known = dict[str, Known]()
-        for pair_id, status in sorted(found.items(), key=lambda item: item[1].offline_since_ms is None):
-            why = (err.code, err.at_ms) if (err := status.last_error) and status.offline_since_ms is not None else ()
+        for pair_id, status in sorted(found.items(), key=lambda item: not item[1].lost_code):
+            at_ms = (status.last_error.at_ms if status.last_error else status.heard_ms) or 0
+            why = (status.lost_code, at_ms, status.answered_ms) if status.lost_code and status.heard_ms else ()
             known[pair_id] = Known(status.heard_ms, status.last_sync_ms, *why)
         try:
             if known != self._saved:
@@ -168,6 +175,8 @@ class _Way:
     view: Mapping[str, Any] = field(default_factory=dict)
     told_ms: int | None = None
     """When the peer told `view`."""
+    unread_ms: int = 0
+    """When `presence.unread_s` was, by the clock that a peer is told."""
     reader: Reader | None = None
     processes: tuple[str, ...] = ()
     """Processes that asked, the newest last; a proof names its process."""
@@ -186,6 +195,7 @@ class Reaches:
         """`failures_max` failures in a row make a pair unreachable (limits.errors_until_degraded)."""
         self._failures_max, self._now_ms = failures_max, now_ms
         self._own = OwnBeat()
+        self._uncounted_s: float | None = None
         self.ways: dict[str, _Way] = {}
         self._pushers: tuple[Pusher, ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
@@ -230,27 +240,54 @@ class Reaches:
         """Return the same, to be looked at only: nothing is kept of a pair that is only listed."""
         return self.ways.get(pair_id, _UNMET).presence
 
-    def waits(self, pair_id: str, now_s: float, silent_s: float) -> None:
-        """Record, the first time, that we wait for the peer, and that a process before did for `silent_s`."""
+    def waits(self, pair_id: str, now_s: float, known: Known) -> None:
+        """Record, the first time, that we wait for the peer, of which a process before knew this."""
         presence = self.presence(pair_id)
         if presence.waited_s is None:
-            presence.waited_s = now_s - (0.0 if presence.is_known else silent_s)
+            presence.resume(now_s, self._now_ms(), known)
 
     def unreached(self, pair_id: str) -> str:
         """Return why our requests to the peer fail, for the peer; "" if they do not, or need not arrive."""
         way = self.ways.get(pair_id, _UNMET)
         return way.presence.unreached(served=way.served)
 
+    def lost_code(self, pair_id: str, now_s: float) -> str:
+        """Return why the peer has answered nothing for OFFLINE_S, "" if it has, or need not."""
+        code, passed_s = self.unreached(pair_id), self.seen(pair_id).unanswered_s(now_s)
+        return code if code in NO_ANSWER and passed_s >= OFFLINE_S else ""
+
+    def unread(self, pair_id: str, code: str, began_s: float, now_s: float) -> None:
+        """Record that a read that began then did not arrive, and why."""
+        if self.was_stopped(now_s):
+            return
+        way = self._way(pair_id)
+        way.presence.unread(code, began_s)
+        way.unread_ms = self._now_ms() - int((now_s - (way.presence.unread_s or began_s)) * 1000)
+
+    def trouble(self, pair_id: str) -> Json:
+        """Return for the peer why our requests fail, if they do, and for how long if only reads do."""
+        way = self.ways.get(pair_id, _UNMET)
+        if way.served or not way.presence.is_unread:
+            return {"unreached": code} if (code := self.unreached(pair_id)) else {}
+        return {"unreached": way.presence.unread_code, "unread_ms": max(0, self._now_ms() - way.unread_ms)}
+
     def one_way(self, pair_id: str, now_s: float, *, reads: bool) -> OneWay | None:
         """Return which direction alone is broken; None if both work, or neither does (`reads`: core/presence.py)."""
         way, pushed = self.ways.get(pair_id, _UNMET), self.word(pair_id) == WE_PUSH
-        return way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
+        found = way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
+        if found is None and "unread_ms" in way.view and way.presence.is_fresh(now_s):
+            passed_ms = max(0, self._now_ms() - (way.told_ms or 0))
+            code = str(way.view.get("unreached", ""))
+            return OneWay(TO_US, (way.view["unread_ms"] + passed_ms) / 1000, code, reads=True)
+        return found
 
-    def beat(self, now_s: float, next_s: float, asleep_s: float = 0.0) -> bool:
+    def beat(self, now_s: float, next_s: float, uncounted_s: float = 0.0) -> bool:
         """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits from the start.
 
-        Return whether there was one; `asleep_s` is what the machine slept without its clock counting it.
+        Return whether there was one; `uncounted_s` is what the machine slept so far without its clock counting it.
         """
+        before_s, self._uncounted_s = self._uncounted_s, uncounted_s
+        asleep_s = 0.0 if before_s is None else uncounted_s - before_s
         paused = self._own.beat(now_s, next_s, asleep=asleep_s > PAUSE_S)
         for way in self.ways.values() if paused else ():
             way.presence.slept(now_s, max(0.0, asleep_s))
@@ -295,10 +332,11 @@ class Reaches:
         elif exc.view is not None:
             self.heard(pair_id, exc.view)
 
-    def failed(self, pair_id: str, kind: str, now_s: float) -> bool:
+    def failed(self, pair_id: str, kind: str, now_s: float, *, asked: bool = True) -> bool:
         """Record a failure of this class; return whether the peer serves us by push, so that it is no trouble.
 
-        It does if it was in touch since the first failure of the streak and during the last CONTACT_FRESH_S.
+        It does if it was in touch since the first failure of the streak and during the last CONTACT_FRESH_S, and once
+        a question failed, too (`asked`).
         """
         way = self._way(pair_id)
         if kind not in UNREACHED:
@@ -308,8 +346,16 @@ class Reaches:
             way.failing_s, way.since_failure = now_s, False
         way.failures += 1
         way.reached = False
-        way.served = way.since_failure and way.presence.is_fresh(now_s) and way.failures >= self._failures_max
+        way.served = (asked or way.served) and self._may_serve(way, way.failures, now_s)
         return way.served
+
+    def may_serve(self, pair_id: str, now_s: float) -> bool:
+        """Return whether one more failure shows that the peer serves us by push, if questions fail, too."""
+        way = self._way(pair_id)
+        return not way.served and self._may_serve(way, way.failures + 1, now_s)
+
+    def _may_serve(self, way: _Way, failures: int, now_s: float) -> bool:
+        return way.since_failure and way.presence.is_fresh(now_s) and failures >= self._failures_max
 
     def forbidden(self, pair_id: str, now_s: float) -> bool:
         """Record that the peer names an address that we do not dial; return whether it may serve us by push.

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -19,8 +20,9 @@ from ..core.event import event
 from ..core.pair.modes import CONTINUOUS, ENGINE, ON_DEMAND
 from ..core.pair.pair import Pair, Phase
 from ..core.pair.state import IN_TOUCH
-from ..core.pair.status import AUTH_CODES, LOCAL, WAY, LastError, PairStatus, class_of
-from ..core.presence import OFFLINE_S, PEER_PUSHES, STREAM_BACKOFF_MAX_S
+from ..core.pair.status import ANSWERED, LOCAL, READS_ONLY, WAY, LastError, PairStatus, class_of
+from ..core.presence import PEER_PUSHES, STREAM_BACKOFF_MAX_S
+from ..home.views import THREAD_PAIRS
 from ..home.writes import Commit, Hop
 from .budget import INTAKE_PAUSED
 from .changes import Feed
@@ -40,8 +42,6 @@ _RESTS: Final = "at rest "
 
 TICK_S: Final = 0.001
 """What is due within it is due now: a remainder of rounding would be waited for again and again."""
-_READS_ONLY: Final = frozenset({"foreign-answer", "scope-forbidden", "permission-denied"})  # a question may pass
-_ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}  # what an answer ends
 
 
 class Sync:
@@ -58,7 +58,6 @@ class Sync:
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._states: dict[str, PairSync] = {}
         self._seen: Mapping[str, Pair] = {}
-        self._uncounted_s = self._booted_s() - time.monotonic()
         self._known = KnownPeers(feed.vault, feed.source.rollbacks, now_ms)
         self._tasks = Supervisor("sync", self, random_bytes=random_bytes, backoff_max_s=self.limits.poll_backoff_max_s)
 
@@ -131,9 +130,9 @@ class Sync:
     def _there_again(self, pair: Pair, state: PairSync) -> None:
         """End the failures to reach a peer that answers again, and read from it at once, but not a pair on demand."""
         code = state.last_error.code if state.last_error is not None else ""
-        if code not in _ANSWERED:
+        if code not in ANSWERED:
             return
-        ends = state.question_failed or code not in _READS_ONLY
+        ends = state.question_failed or code not in READS_ONLY or not pair.sync_allowed
         if self._only_asks(pair) and ends:
             self._recover(pair, state)
         if state.errors.attempt:
@@ -172,7 +171,7 @@ class Sync:
         state.note_peak(now_ms := self._now_ms())
         last_ms = max((ms for ms in times_ms if ms is not None), default=place.at_ms if place else None)
         presence, now_s = self._reaches.seen(pair_id), asyncio.get_running_loop().time()
-        silent_s, before_ms = presence.silent_s(now_s), max(self._known.get(pair_id).heard_ms or 0, last_ms or 0)
+        known, unanswered_s = self._known.get(pair_id), presence.unanswered_s(now_s)
         return PairStatus(
             last_sync_ms=last_ms,
             last_error=state.last_error,
@@ -188,12 +187,15 @@ class Sync:
             stream=state.flow.status(now_ms) if pair is not None and pair.mode == CONTINUOUS else None,
             intake=intake,
             cloned=self._reaches.cloned(pair_id),
-            silent_s=silent_s,
+            silent_s=presence.silent_s(now_s),
             withheld=self._ingest.withheld(pair_id),
-            unanswered_s=presence.unanswered_s(now_s),
+            unanswered_s=unanswered_s,
+            unread_s=presence.unread_for_s(now_s),
+            lost_code=self._reaches.lost_code(pair_id, now_s),
+            answered_ms=known.answered_ms if presence.answered_s is None else now_ms - int(unanswered_s * 1000),
             skew_ms=self._ingest.peers.skew_ms(pair_id),
             one_way=self._reaches.one_way(pair_id, now_s, reads=self._feed.is_read(pair_id)),
-            heard_ms=presence.heard_ms(now_s, now_ms, before_ms or None),
+            heard_ms=presence.heard_ms(now_s, now_ms, max(known.heard_ms or 0, last_ms or 0) or None),
         )
 
     # -- one job a pair
@@ -238,8 +240,7 @@ class Sync:
         state = self._state(pair_id)
         if begins:
             state.refusals.reset()
-            known, now_s = self._known.get(pair_id), asyncio.get_running_loop().time()
-            self._reaches.waits(pair_id, now_s, known.silent_s(self._now_ms()))
+            self._reaches.waits(pair_id, asyncio.get_running_loop().time(), self._known.get(pair_id))
         while (pair := self.writer.views.pairs.get(pair_id)) is not None and pair.sync_allowed == syncs:
             if pair.phase not in IN_TOUCH:
                 return None
@@ -254,7 +255,9 @@ class Sync:
                 if quiet_s > TICK_S:
                     least_s = quiet_s if wait_s is None else min(wait_s, quiet_s)
                     return Rest(state.kick, least_s, partial(self._follow, pair_id, syncs, begins=False))
-                await self._ask_life(pair, state)
+                if await self._ask_life(pair, state) and state.needs_read(pair):
+                    with suppress(SplError):
+                        await self.pull(pair_id, THREAD_PAIRS)  # of which no peer gets records: do reads arrive again?
                 continue
             try:
                 await (self._stay(pair, state) if pair.mode == CONTINUOUS else self.pull(pair_id))
@@ -286,18 +289,12 @@ class Sync:
 
     def beat(self, next_s: float) -> None:
         """Record that this daemon runs, and says so again in `next_s`."""
-        now_s = asyncio.get_running_loop().time()
-        before_s, self._uncounted_s = self._uncounted_s, self._booted_s() - now_s
-        if self._reaches.beat(now_s, next_s, self._uncounted_s - before_s):
+        now_s, reaches = asyncio.get_running_loop().time(), self._reaches
+        booted_s = time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+        if reaches.beat(now_s, next_s, booted_s - now_s):
             self._rouse(everyone=True)
-        lost = [pair_id for pair_id, state in self._states.items() if state.is_lost]
-        offline = {pair_id for pair_id in lost if self._reaches.presence(pair_id).silent_s(now_s) >= OFFLINE_S}
-        if self._known.is_due(now_s, offline):
+        if self._known.is_due(now_s, {pair_id for pair_id in self._states if reaches.lost_code(pair_id, now_s)}):
             self._known.start_save(now_s, self._statuses())
-
-    def _booted_s(self) -> float:
-        """Return the time of a clock that also counts while the machine sleeps, where there is one."""
-        return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def _statuses(self) -> dict[str, PairStatus]:
         pairs = self.writer.views.pairs.items()
@@ -306,24 +303,24 @@ class Sync:
     def _quiet_s(self, pair: Pair, state: PairSync) -> float:
         """Return the seconds until the peer is to be asked whether it is there."""
         presence, pushes = self._reaches.presence(pair.pair_id), self._reaches.word(pair.pair_id) == PEER_PUSHES
-        now_s, only_asked = asyncio.get_running_loop().time(), self._only_asks(pair)
-        return state.quiet_s(now_s, presence, pushes=pushes, only_asked=only_asked)
+        now_s, called = asyncio.get_running_loop().time(), "unreached" in self._reaches.view(pair.pair_id)
+        return state.quiet_s(now_s, presence, pushes=pushes, only_asked=self._only_asks(pair), called=called)
 
     def _only_asks(self, pair: Pair) -> bool:
         """Return whether nothing but signs of life is asked for by itself."""
         return pair.mode == ON_DEMAND or not pair.sync_allowed
 
-    async def _ask_life(self, pair: Pair, state: PairSync) -> None:
-        """Ask a silent peer whether it is there; one that we cannot dial has been silent for too long to be there.
+    async def _ask_life(self, pair: Pair, state: PairSync, *, beside: bool = False) -> bool:
+        """Ask a silent peer for a sign of life and return whether it gave one; one that we cannot dial was to give it.
 
-        While reads do not arrive the question only finds out when the way is open again, as it does of a peer that
-        pushes since lately; where nothing else is tried, each counts.  A refusal because the pair is paused is an
-        answer to a side that does not read.
+        While reads do not arrive, or `beside` one, the question only finds out whether the way is open, as it does of a
+        peer that pushes since lately; where nothing else is tried, each counts.  A refusal because the pair is paused
+        is an answer to a side that does not read.
         """
         pair_id, loop = pair.pair_id, asyncio.get_running_loop()
         presence, pushes = self._reaches.presence(pair_id), self._reaches.word(pair_id) == PEER_PUSHES
         state.asked_s = began_s = loop.time()
-        counts = state.failing not in WAY or self._only_asks(pair)
+        counts = not beside and (state.failing not in WAY or self._only_asks(pair))
         try:
             if pushes and not presence.is_fresh(began_s):
                 raise SyncError("timeout", "the peer, which opens the connections of this pair, is silent")
@@ -331,20 +328,21 @@ class Sync:
         except SplError as exc:
             if isinstance(exc, SyncError) and exc.code == "pair-paused" and exc.view and not pair.sync_allowed:
                 self._came(pair, state, exc.view)
-                return
+                return True
             state.last_s = None if exc.code in RESET_CODES and pair.mode == ENGINE else state.last_s
             unanswered_s = presence.unanswered_s(loop.time())
             if self._reaches.was_stopped(loop.time()):
                 presence.waited_s = loop.time()  # the network may wake later
             if counts and exc.code not in RESET_CODES and unanswered_s >= loop.time() - began_s:
-                self._failed(pair_id, state, exc)
+                self._failed(pair_id, state, exc, asked=True)
                 state.question_failed = True
                 if state.errors.attempt:
                     state.attempted(loop.time())
-            return
+            return exc.code not in WAY
         if pair.mode == ENGINE and view.get("acked") == view.get("head"):
             state.last_sync_ms = self._now_ms()
         self._came(pair, state, view)
+        return True
 
     def _came(self, pair: Pair, state: PairSync, view: Mapping[str, Any]) -> None:
         """Record a sign of life: the peer answered with its view of the pair."""
@@ -389,7 +387,10 @@ class Sync:
                     flowing.cancel()
                     break
                 state.kick.clear()
-                await state.kick.wait()
+                if (quiet_s := self._quiet_s(pair, state)) > TICK_S:
+                    await wait(state.kick, quiet_s)
+                else:  # it is silent, or the peer says that it does not reach us
+                    await self._ask_life(pair, state)
 
     def _stream_key(self, pair: Pair) -> tuple[object, ...]:
         """Return what a stream depends on: a change of it calls for another stream."""
@@ -404,7 +405,7 @@ class Sync:
             self._ingest.lines.info("sync.stream_ended", pair.pair_id, retry_ms=retry_ms)
         except SplError as exc:
             broke = not isinstance(exc, StreamEnd)
-            self._failed(pair.pair_id, state, exc, is_stream=True)
+            self._failed(pair.pair_id, state, exc, live=True)
         finally:
             state.note_peak(self._now_ms())
             state.flow.close(self._now_ms(), broke=broke)
@@ -427,9 +428,10 @@ class Sync:
         except SplError as exc:
             if progress.fresh > before:  # the way is open, and carries something
                 state.errors.reset()
-                self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
                 self._reaches.reached(pair_id, progress.view)
-            self._failed(pair_id, state, exc)
+            asked = exc.code in WAY and self._reaches.may_serve(pair_id, asyncio.get_running_loop().time())
+            asked = asked and not await self._ask_life(self._ingest.pair(pair_id), state, beside=True)
+            self._failed(pair_id, state, exc, asked=asked)
             raise
         finally:
             if progress is state.progress:
@@ -449,14 +451,14 @@ class Sync:
         self._succeeded(pair_id, state := self._state(pair_id), state.progress.view)
 
     def _succeeded(self, pair_id: str, state: PairSync, view: Mapping[str, Any]) -> None:
-        self._reaches.presence(pair_id).answered(asyncio.get_running_loop().time())
+        self._reaches.presence(pair_id).read(asyncio.get_running_loop().time())
         state.errors.reset()
         state.refusals.reset()
         state.crashes, state.last_error = 0, None
         self._reaches.reached(pair_id, view)
 
-    def _failed(self, pair_id: str, state: PairSync, exc: SplError, *, is_stream: bool = False) -> None:
-        """Record a failure; that of a stream is shown but degrades no pair, since pages arrive all the same."""
+    def _failed(self, pair_id: str, state: PairSync, exc: SplError, *, live: bool = False, asked: bool = False) -> None:
+        """Record a failure, or two if one of a question (`asked`) is; `live`, of a stream, it degrades no pair."""
         now_s = asyncio.get_running_loop().time()
         if isinstance(exc, SyncError) and exc.peer_status and exc.code not in WAY:
             self._reaches.presence(pair_id).answered(now_s)  # it refuses, and so is there
@@ -482,8 +484,8 @@ class Sync:
             if self._reaches.was_stopped(now_s):
                 return  # this daemon did not run, so it missed the answer
             self._reaches.presence(pair_id).lost(exc.code, now_s)
-        forbidden = exc.code == "address-refused"
-        if self._reaches.forbidden(pair_id, now_s) if forbidden else self._reaches.failed(pair_id, kind, now_s):
+        reaches, forbidden = self._reaches, exc.code == "address-refused"
+        if reaches.forbidden(pair_id, now_s) if forbidden else reaches.failed(pair_id, kind, now_s, asked=asked):
             state.errors.reset()
             state.last_error = None
             self._ingest.lines.info("sync.served_by_push", pair_id, exc.code)
@@ -495,6 +497,6 @@ class Sync:
         self._ingest.lines.warning("sync.failed", pair_id, exc.code, error_class=kind, attempt=state.errors.attempt)
         recurs = state.errors.attempt >= self.limits.errors_until_degraded and pair.phase is not Phase.DEGRADED
         # Of refused credentials the latest reason counts: what heals them depends on it.
-        if not is_stream and exc.code != pair.reason and (kind == "AUTH" or (recurs and kind != LOCAL)):
+        if not live and exc.code != pair.reason and (kind == "AUTH" or (recurs and kind != LOCAL)):
             state.troubled = True
             self._reaches.troubled(pair_id, exc.code)

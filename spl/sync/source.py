@@ -282,7 +282,7 @@ class Source:
         if pair is None:
             return {"state": "unknown", "reason": "", "head": 0, "acked": None, "queue": 0}
         acked, _ = self.acked.get(pair_id, (None, None))
-        reach, unreached = self.reaches.word(pair_id), self.reaches.unreached(pair_id)
+        reach, trouble = self.reaches.word(pair_id), self.reaches.trouble(pair_id)
         weight = consent.grants_of(self.writer.views.consents, pair).weight
         return {
             "state": str(pair.phase),
@@ -296,7 +296,7 @@ class Source:
             **({"poll_ms": pair.poll_interval_ms} if pair.mode == POLLING else {}),
             **({"asks_ms": ASKS_MS} if pair.phase in IN_TOUCH and reach != PEER_PUSHES else {}),
             **({"reach": reach} if reach else {}),
-            **({"unreached": unreached} if unreached else {}),
+            **trouble,
             **({"pauses": True} if pair.paused_by in ("us", "both") else {}),
             **({"cloned": True} if self.reaches.cloned(pair_id) == PEER_CLONED else {}),
             **({"readonly": True} if self.writer.store.readonly or self.writer.store.full else {}),

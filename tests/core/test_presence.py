@@ -88,6 +88,33 @@ def test_a_peer_that_answers_and_no_longer_asks(
     assert presence.one_way(now_s + OFFLINE_S + ANSWER_S + 1, view, served=False, pushed=pushed) is None
 
 
+def test_only_a_read_ends_the_failure_of_reads() -> None:
+    """An answered question shows which function fails; while none is answered the whole way may be cut."""
+    presence = Presence(waited_s=0.0, contact_s=95.0, answered_s=90.0)
+    presence.unread("timeout", 100.0)
+    presence.lost("timeout", 130.0)
+    assert presence.unread_for_s(130.0) == 30.0
+    whole = presence.one_way(130.0, {}, served=False)
+    assert whole is None or not whole.reads
+    presence.answered(131.0)
+    presence.unread("disconnected", 140.0)
+    presence.lost("disconnected", 140.0)
+    told = presence.one_way(141.0, {}, served=False)
+    assert told is not None
+    assert (told.direction, told.for_s, told.code, told.reads) == (TO_PEER, 41.0, "disconnected", True)
+    assert presence.one_way(131.0 + OFFLINE_S + ANSWER_S + ASK_S + 1, {}, served=False) is None, "it is silent"
+    presence.read(142.0)
+    assert (presence.one_way(142.0, {}, served=False), presence.unread_for_s(200.0)) == (None, 0.0)
+
+
+def test_a_peer_that_does_not_reach_us_is_asked_though_its_stream_goes_on() -> None:
+    presence, plan = Presence(waited_s=0.0, answered_s=99.0), turns(asked_s=90.0)
+    assert plan.quiet_s(100.0, presence, pushes=False, only_asked=False) == ASK_S - 1
+    assert plan.quiet_s(100.0, presence, pushes=False, only_asked=False, called=True) == ASK_S - 10
+    plan.asked_s = None
+    assert plan.quiet_s(100.0, presence, pushes=False, only_asked=False, called=True) == 0.0
+
+
 def test_what_is_told_of_a_peer_that_asks_no_longer_holds_until_a_question_to_it_fails() -> None:
     """The next question is due after ASK_S, may be a tenth late, and waits for its answer; a busy machine adds."""
     presence = Presence(waited_s=0.0, contact_s=100.0, answered_s=(answered_s := 101.0 + UNASKED_S))

@@ -64,9 +64,11 @@ def status(**changed: Any) -> PairStatus:
 def seen(
     pair: Pair | None = None, told: PairStatus | None = None, *, trouble: SplError | None = None,
     troubled_s: float = 0.0, uptime_s: float = 86_400.0, unmoved: bool = False, way: str = "",
-    offered: OfferedStatus = UNKNOWN, **health: float,
+    offered: OfferedStatus = UNKNOWN, stranger: SplError | None = None, **health: float,
 ) -> Facts:  # fmt: skip
-    context = PairContext(told or status(), offered, trouble, way, unmoved, uptime_s, NOW_MS, troubled_s=troubled_s)
+    context = PairContext(
+        told or status(), offered, trouble, way, unmoved, uptime_s, NOW_MS, troubled_s=troubled_s, stranger=stranger
+    )
     return gather.with_pair(Facts(), pair or a_pair(), samples(**health), context)
 
 
@@ -86,6 +88,33 @@ def test_an_error_shows_after_half_a_minute_and_before_45_seconds() -> None:
     assert codes(seen(told=told, failing_s=25.0)) == []
     assert codes(seen(told=told, failing_s=30.0)) == ["connect"]
     assert codes(seen(told=status(last_error=error))) == []
+
+
+def test_reads_that_fail_are_as_old_as_the_first_of_them() -> None:
+    """Whatever the questions between them bring."""
+    error = LastError("timeout", "no answer", 0)
+    told = status(attempt=1, last_error=error, unread_s=31.0)
+    assert codes(seen(told=told)) == ["timeout"]
+    assert codes(seen(told=replace(told, unread_s=29.0))) == []
+
+
+@pytest.mark.parametrize("code", ["manifest-did-mismatch", "identity-cloned"])
+def test_another_daemon_in_the_peers_place_is_named_and_not_its_refusal(code: str) -> None:
+    """It refuses our token, as it must; a peer that does not answer at all is another matter."""
+    refused = status(attempt=3, last_error=LastError("auth-invalid", "unknown", 0, "AUTH", status=401))
+    degraded, stranger = a_pair(state=Degraded("auth-invalid")), SplError(code, "http://bob.example is now carol")
+    known = seen(degraded, refused, stranger=stranger)
+    assert codes(known) == [code, "pair-degraded"]
+    found = findings(known)[0]
+    assert (found.evidence, found.fix.endswith("spl federation refresh pair_0f9e8d7c --url NEW-URL")) == (
+        "http://bob.example is now carol", True,
+    )  # fmt: skip
+    asked = findings(replace(known, token_refused="the peer answers 401"))
+    assert {item.code: item.explained_by for item in asked}["auth-invalid"] == code
+    assert codes(seen(degraded, refused))[0] == "auth-invalid"
+    gone = status(attempt=3, last_error=LastError("connect", "refused", 0))
+    assert codes(seen(degraded, gone, stranger=stranger))[0] == "connect"
+    assert codes(seen(told=refused, stranger=stranger)) == ["auth-invalid"]
 
 
 def test_a_degraded_pair_names_its_cause_also_after_a_restart() -> None:
@@ -135,7 +164,8 @@ def test_a_cursor_that_stands_still() -> None:
     told = status(lag_records=138)
     assert codes(seen(told=told, stalled_s=590.0)) == []
     assert codes(seen(told=told, stalled_s=601.0)) == ["cursor-stalled"]
-    assert codes(seen(a_pair(mode="continuous"), told, stalled_s=301.0)) == ["cursor-stalled"]
+    assert codes(seen(a_pair(mode="continuous"), told, stalled_s=44.0)) == []
+    assert codes(seen(a_pair(mode="continuous"), told, stalled_s=46.0)) == ["cursor-stalled"]
     for pair in (a_pair(mode="on-demand"), a_pair(state=PausedByPeer())):
         assert codes(seen(pair, told, stalled_s=9999.0)) == []
 

@@ -83,7 +83,8 @@ def test_a_peer_without_identity_and_one_with_another(alice: Instance, bob: Inst
     )
     other.run("identity", "generate", "--label", "bob")
     found = problems(alice, pair_id)
-    assert found["manifest-did-mismatch"].startswith("on bob: spl identity show")
+    assert found["manifest-did-mismatch"].startswith("on bob: spl status; does it run at that address")
+    assert "auth-invalid" not in found
 
 
 def test_our_own_home_twice(alice: Instance, bob: Instance, make: Make, pair_id: str) -> None:

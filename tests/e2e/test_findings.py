@@ -305,7 +305,8 @@ def test_a_request_that_nobody_has_decided(world: World, house: House) -> None:
 def test_what_degraded_a_pair_is_over_and_nobody_tried_again(world: World) -> None:
     """On demand nothing is tried by itself: all is well on the way, and one sync makes the pair active."""
     world.alice.run("federation", "set-mode", world.pair_id, "on-demand")
-    world.proxy.statuses = {CHANGES: 503}
+    busy = json.dumps({"object": "error", "code": "INTERNAL", "message": "not now"}).encode()
+    world.proxy.changes = {CHANGES: answer(503, busy)}
 
     def degraded() -> bool:
         world.alice.run("sync", world.pair_id, code=9)

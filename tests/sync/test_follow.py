@@ -89,7 +89,7 @@ async def test_a_view_of_the_stream_replaces_the_one_before(tmp_path: Path) -> N
         await until(lambda: bob.sync.status(PAIR).peer_view.get("unreached") == "connect")
         ways.presence(PAIR).answered(1.0)
         await until(lambda: "unreached" not in bob.sync.status(PAIR).peer_view)
-        assert alice.feed.is_read(PAIR)
+        await until(lambda: alice.feed.is_read(PAIR))
 
 
 async def test_the_age_of_what_waited_for_a_poll_or_for_the_pair_is_no_lag(tmp_path: Path) -> None:

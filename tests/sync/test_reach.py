@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from spl.core.errors import SplError
 from spl.core.pair.status import LastError, PairStatus
-from spl.core.presence import BOTH, CONTACT_FRESH_S, OFFLINE_S, PEER_PUSHES, WE_PUSH, Known, known_in, known_text
+from spl.core.presence import (
+    BOTH,
+    CONTACT_FRESH_S,
+    OFFLINE_S,
+    PEER_PUSHES,
+    TO_PEER,
+    TO_US,
+    WE_PUSH,
+    Known,
+    known_in,
+    known_text,
+)
 from spl.home.disk import Disk, DiskError
 from spl.home.vault import Vault
 from spl.sync.pull import Progress, Queue
@@ -94,17 +105,20 @@ def test_what_was_known_of_peers_outlives_the_process(tmp_path: Path) -> None:
         return KnownPeers(vault, rollbacks, lambda: now_ms)
 
     error = LastError("timeout", "", 9000, "TIMEOUT")
-    gone = PairStatus(last_error=error, attempt=3, silent_s=OFFLINE_S, heard_ms=7000, last_sync_ms=6000)
+    lost: dict[str, Any] = {"lost_code": "timeout", "answered_ms": 6500, "last_sync_ms": 6000}
+    gone = PairStatus(last_error=error, attempt=3, silent_s=OFFLINE_S, heard_ms=7000, **lost)
     found = {PAIR: gone, "pair_there": PairStatus(heard_ms=8000, last_sync_ms=5000)}
     peers(9000).save(found)
     again = peers(67_000)
-    assert again.get(PAIR) == Known(7000, 6000, "timeout", 9000)
-    assert again.get(PAIR).silent_s(67_000) == 60
+    assert again.get(PAIR) == Known(7000, 6000, "timeout", 9000, 6500)
     assert (known := again.error(PAIR)) is not None
     assert (known.code, known.kind, known.at_ms) == ("timeout", "TIMEOUT", 9000)
     assert (again.get("pair_there"), again.error("pair_there")) == (Known(8000, 5000), None)
     assert peers(8500).get(PAIR) == Known(), "a time to come"
-    for text in ("{", "[]", '{"pair_00000001":[1]}', f'{{"{PAIR}":[true,1,"",0]}}', f'{{"{PAIR}":[1,1,"made-up",0]}}'):
+    vault.put("peers-known", f'{{"{PAIR}":[7000,6000,"timeout",9000]}}')
+    assert peers(9000).get(PAIR) == Known(7000, 6000, "timeout", 9000), "as it was noted before"
+    damaged = ("[1]", '[1,1,"",0,true]', '[true,1,"",0]', '[1,1,"made-up",0]')
+    for text in ("{", "[]", *(f'{{"{PAIR}":{each}}}' for each in damaged)):
         vault.put("peers-known", text)
         assert peers(9000).get(PAIR) == Known(), text
     with patch.object(vault, "put", side_effect=DiskError("home-unusable")):
@@ -123,15 +137,75 @@ def test_of_too_many_peers_the_first_are_noted() -> None:
 
 def test_a_process_waits_for_a_lost_peer_since_one_before_it_did() -> None:
     """Only the first time: a pause or its end makes a silent peer heard no later."""
-    reaches = Reaches(5, int)
-    reaches.waits(PAIR, 10.0, 60.0)
-    assert reaches.presence(PAIR).silent_s(11.0) == 61.0
-    assert reaches.presence(PAIR).heard_ms(11.0, 100_000, 39_000) == 39_000
-    assert reaches.presence(PAIR).heard_ms(11.0, 100_000, None) == 39_000
-    reaches.waits(PAIR, 20.0, 0.0)
-    assert reaches.presence(PAIR).silent_s(21.0) == 71.0
+    reaches = Reaches(5, lambda: 99_000)
+    reaches.waits(PAIR, 10.0, Known(39_000, 30_000, "timeout", 40_000))
+    presence = reaches.presence(PAIR)
+    assert (presence.silent_s(11.0), presence.one_way(11.0, {}, served=False)) == (61.0, None)
+    assert presence.heard_ms(11.0, 100_000, 39_000) == 39_000
+    assert presence.heard_ms(11.0, 100_000, None) == 39_000
+    reaches.waits(PAIR, 20.0, Known())
+    assert presence.silent_s(21.0) == 71.0
     reaches.contact(PAIR, 25.0)
-    assert reaches.presence(PAIR).heard_ms(30.0, 100_000, 39_000) == 95_000
+    assert presence.heard_ms(30.0, 100_000, 39_000) == 95_000
+
+
+def test_a_restart_withdraws_no_word_on_a_direction_that_is_cut() -> None:
+    """The peer asked until we stopped, and had not answered for a minute; at once, and also once it serves us by push.
+
+    A peer that was well is waited for from the start, and so is one that was faster than our first look.
+    """
+    reaches = Reaches(2, lambda: 100_000)
+    reaches.waits(PAIR, 10.0, Known(98_000, 30_000, "timeout", 99_000, 40_000))
+    told = reaches.one_way(PAIR, 10.0, reads=False)
+    assert told is not None
+    assert (told.direction, told.for_s, told.code) == (TO_PEER, 60.0, "timeout")
+    assert (reaches.lost_code(PAIR, 10.0), reaches.trouble(PAIR)) == ("timeout", {"unreached": "timeout"})
+    reaches.failed(PAIR, "TIMEOUT", 11.0)
+    reaches.contact(PAIR, 12.0)
+    reaches.presence(PAIR).lost("timeout", 19.0)
+    assert reaches.failed(PAIR, "TIMEOUT", 19.0)
+    assert (reaches.word(PAIR), reaches.lost_code(PAIR, 19.0)) == (PEER_PUSHES, "timeout")
+    for other, known in (("pair_00000002", Known(98_000)), ("pair_00000003", Known(98_000, 1, "timeout", 1, 40_000))):
+        if known.code:
+            reaches.contact(other, 9.0)
+        reaches.waits(other, 10.0, known)
+        assert (reaches.presence(other).unanswered_s(11.0), reaches.one_way(other, 11.0, reads=False)) == (1.0, None)
+
+
+def test_a_peer_whose_questions_arrive_says_for_how_long_its_reads_have_failed() -> None:
+    """Said by the peer's own clock's measure, and no longer once it is gone or says nothing of it."""
+    now_ms = [50_000]
+    theirs, ours = Reaches(2, lambda: now_ms[0]), Reaches(2, lambda: now_ms[0])
+    assert theirs.trouble(PAIR) == {}
+    theirs.unread(PAIR, "disconnected", 10.0, 12.0)
+    theirs.presence(PAIR).lost("disconnected", 12.0)
+    assert theirs.trouble(PAIR) == {"unreached": "disconnected"}, "no question was answered: all may be cut"
+    theirs.presence(PAIR).answered(13.0)
+    assert theirs.trouble(PAIR) == {"unreached": "disconnected", "unread_ms": 2000}
+    now_ms[0] += 40_000
+    theirs.unread(PAIR, "timeout", 40.0, 52.0)
+    assert theirs.trouble(PAIR) == {"unreached": "timeout", "unread_ms": 42_000}
+    ours.contact(PAIR, 100.0)
+    ours.heard(PAIR, theirs.trouble(PAIR))
+    now_ms[0] += 1000
+    told = ours.one_way(PAIR, 101.0, reads=False)
+    assert told is not None
+    assert (told.direction, told.for_s, told.code, told.reads) == (TO_US, 43.0, "timeout", True)
+    assert ours.one_way(PAIR, 101.0 + CONTACT_FRESH_S, reads=False) is None
+    theirs.presence(PAIR).read(53.0)
+    ours.heard(PAIR, {"state": "active", **theirs.trouble(PAIR)})
+    assert ours.one_way(PAIR, 101.0, reads=False) is None
+
+
+def test_reads_that_fail_while_questions_pass_are_no_push() -> None:
+    """Whatever contact there is: a question has to fail as well."""
+    reaches = Reaches(2, int)
+    reaches.failed(PAIR, "TIMEOUT", 0.0, asked=False)
+    reaches.contact(PAIR, 1.0)
+    assert [reaches.failed(PAIR, "TIMEOUT", 2.0, asked=False) for _ in range(4)] == [False] * 4
+    assert (reaches.may_serve(PAIR, 2.0), reaches.word(PAIR)) == (True, "")
+    assert reaches.failed(PAIR, "TIMEOUT", 3.0)
+    assert (reaches.failed(PAIR, "TIMEOUT", 4.0, asked=False), reaches.may_serve(PAIR, 4.0)) == (True, False)
 
 
 def test_an_answer_of_any_kind_proves_that_the_way_is_open() -> None:
@@ -250,7 +324,7 @@ def test_after_a_pause_of_our_own_each_peer_that_was_known_is_waited_for_anew() 
     assert reaches.beat(60.0, 5.0)
     assert reaches.presence(PAIR).silent_s(61.0) == 1.0
     assert not reaches.beat(65.0, 5.0, 1.0)
-    assert reaches.beat(70.0, 5.0, 3600.0), "the machine slept, and the clock of the loop did not count it"
+    assert reaches.beat(70.0, 5.0, 3601.0), "the machine slept, and the clock of the loop did not count it"
     assert reaches.presence(PAIR).heard_ms(71.0, 10_000_000, None) == 10_000_000 - 3_670_000
     assert not reaches.presence("pair_00000002").is_known
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from spl.core import presence
+from spl.core.errors import SplError
 from spl.core.pair.pair import Phase
 from spl.core.pair.status import LastError
 from tests.nodes import Node, join, nodes
@@ -58,6 +59,40 @@ async def test_a_silent_peer_is_asked_and_its_end_and_return_are_known(
         await run_beside(bob, story())
         assert ("POST", "/v1/sync/ack") in network.log
         assert (sent.id in bob.ids()) is (mode == "polling")
+
+
+@pytest.mark.parametrize("mode", ["polling", "on-demand", "continuous"])
+async def test_reads_that_fail_are_told_on_both_sides_while_questions_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """No answered question ends them, and contact of the peer makes it no NAT; a read that arrives does."""
+    monkeypatch.setattr(presence, "ASK_S", 0.01)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        bob.sync._random_bytes = lambda size: b"\x80" * size  # a question comes before the next read
+        join(alice, bob, mode=mode, poll_interval_ms=3_600_000)
+        network, asked = alice.network, ("POST", "/v1/sync/ack")
+        network.cut = "disconnected"
+        with pytest.raises(SplError):
+            await bob.sync.pull(PAIR)
+
+        async def story() -> None:
+            for _ in range(3):
+                posted = network.log.count(asked)
+                await until(lambda: network.log.count(asked) > posted)  # noqa: B023
+                bob.sync.wake(PAIR)
+            await until(lambda: bob.sync.status(PAIR).one_way)
+            told = bob.sync.status(PAIR)
+            assert (told.one_way.reads, told.last_error.code) == (True, "disconnected")
+            assert bob.reaches.word(PAIR) != "peer-pushes"
+            alice.sync.wake(PAIR)
+            await until(lambda: alice.sync.status(PAIR).one_way)
+            theirs = alice.sync.status(PAIR).one_way
+            assert (theirs.direction, theirs.code, theirs.reads) == ("to-us", "disconnected", True)
+            network.cut = ""
+            await until(lambda: not bob.sync.status(PAIR).attempt and not bob.sync.status(PAIR).one_way)
+            await until(lambda: not alice.sync.status(PAIR).one_way)
+
+        await run_beside(bob, story())
 
 
 async def test_an_event_is_a_sign_of_life_whatever_the_time_of_day(tmp_path: Path) -> None:

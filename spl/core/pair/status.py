@@ -14,6 +14,12 @@ NO_ANSWER: Final = frozenset({"connect", "disconnected", "timeout", "dns", "no-r
 WAY: Final = NO_ANSWER | {"address-refused", "http-plain", "url-invalid", "redirect", "tls-chain"}
 """Codes of requests that did not arrive at the peer."""
 
+ANSWERED: Final = WAY | AUTH_CODES | {"clock-skew"}
+"""Codes of failures that end as soon as the peer answers another request, but those in READS_ONLY."""
+
+READS_ONLY: Final = frozenset({"foreign-answer", "timeout", "disconnected", "scope-forbidden", "permission-denied"})
+"""Codes of what may fail reads while questions pass, so that only a read shows its end."""
+
 LOCAL: Final = "LOCAL"
 """The class of our own faults; they degrade no pair."""
 
@@ -149,6 +155,12 @@ class PairStatus:
     """For how long the peer has not been heard, in either direction."""
     unanswered_s: float = 0.0
     """For how long it has answered no request of ours."""
+    unread_s: float = 0.0
+    """For how long no read of ours has brought anything, if the last one failed."""
+    lost_code: str = ""
+    """Why it has answered none for OFFLINE_S; "" if it has, or need not."""
+    answered_ms: int | None = None
+    """When it last answered one, as far as this process or the one before it knows."""
     one_way: OneWay | None = None
     skew_ms: int | None = None
     """How far the peer's clock is ahead, if it refuses what we sign for that."""

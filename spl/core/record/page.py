@@ -11,9 +11,9 @@ of them the reader confirmed, null before it did), `queue` (records waiting in t
 reader), `consent` (rises with each grant of the source, see consent.py; omitted without any), `reach` (which way the
 pair runs, see reach.py; omitted until that is known), `mode` and `poll_ms` (how the source reads from the reader, and
 in mode polling how often), `asks_ms` (how often it asks at least; omitted unless it does), `unreached` (the code of
-what stops its requests; omitted if they arrive), `cloned`, `readonly`, `pauses` (its operator paused the pair) and
-`refuses` (it refused records of the reader as they came) if true, and, in a page, `clock` (records in scope up to
-`next_cursor`).
+what stops its requests; omitted if they arrive), `unread_ms` (for how long, if only its reads fail), `cloned`,
+`readonly`, `pauses` (its operator paused the pair) and `refuses` (it refused records of the reader as they came) if
+true, and, in a page, `clock` (records in scope up to `next_cursor`).
 
 In a stream each record is one event, whose data is the stored envelope with `ns` as a further member; the last of a
 write also has `clock`, which counts up to the cursor that is the event's id.
@@ -197,7 +197,7 @@ def read_view(view: Mapping[str, Any]) -> dict[str, Any]:
     }
     counts = {
         name: view[name]
-        for name in ("head", "acked", "queue", "clock", "consent", "poll_ms", "asks_ms")
+        for name in ("head", "acked", "queue", "clock", "consent", "poll_ms", "asks_ms", "unread_ms")
         if type(view.get(name)) is int and 0 <= view[name] < 2**63
     }
     reach = view.get("reach")
