@@ -388,10 +388,10 @@ def _is_here(url: str) -> bool:
 
 def _reverse_fix(facts: Facts) -> str:
     way = facts.one_way
-    if way is not None and way.reads:
-        return _READS_STEP.replace("the proxy", "the proxy before this daemon", 1)
     if way is not None and way.code == "foreign-answer":
         return "let the proxy before this daemon pass /v1/ and /.well-known/ to it"
+    if way is not None and way.reads:
+        return _READS_STEP.replace("the proxy", "the proxy before this daemon", 1)
     if _is_here(facts.own_url) and facts.url and not _is_here(facts.url):
         return _LISTEN_STEP  # at the peer, our URL is its own daemon
     if way is not None and way.code == "address-refused" and facts.own_url:

@@ -226,8 +226,8 @@ def reverse(facts: Facts) -> str:
         return ""
     label = facts.label or "the peer"
     if way is not None and way.direction == TO_US and way.reads:
-        said = f"says that its reads from us have failed for {span(way.for_s * 1000)} ({way.code})"
-        return f"{label} {said}, though its questions arrive" if way.for_s >= OFFLINE_S else ""
+        said = f"says that its requests to us have failed for {span(way.for_s * 1000)} ({way.code}), though some arrive"
+        return f"{label} {said}" if way.for_s >= OFFLINE_S else ""
     if seen is None and way is not None and way.direction == TO_US:
         said = f"says that its requests to us fail ({way.code})" if way.code else "used to ask every 20s"
         return f"{label} has not asked us for {span(way.for_s * 1000)}, though it answers us; it {said}"

@@ -63,6 +63,8 @@ PROCESSES_MAX: Final = 8
 """Processes of a peer that are remembered: one that comes back after another shows that both run."""
 CLONED_S: Final = 2.5 * ASK_S
 """How long a peer counts as running twice after its requests last came from two processes in turn: each asks twice."""
+SAYS_S: Final = 1.3 * ASK_S
+"""A peer that says for so long that its requests fail asked meanwhile: what failed before is forgotten by then."""
 RETURNS_MIN: Final = 3
 """A request that was held up on the way while its process was restarted makes two: its own and the new process's."""
 PEER_CLONED: Final = "peer"
@@ -175,6 +177,8 @@ class _Way:
     view: Mapping[str, Any] = field(default_factory=dict)
     told_ms: int | None = None
     """When the peer told `view`."""
+    says_ms: int | None = None
+    """Since when each view that it tells says that its requests fail."""
     unread_ms: int = 0
     """When `presence.unread_s` was, by the clock that a peer is told."""
     reader: Reader | None = None
@@ -275,11 +279,14 @@ class Reaches:
         """Return which direction alone is broken; None if both work, or neither does (`reads`: core/presence.py)."""
         way, pushed = self.ways.get(pair_id, _UNMET), self.word(pair_id) == WE_PUSH
         found = way.presence.one_way(now_s, way.view, served=way.served, pushed=pushed, reads=reads)
-        if found is None and "unread_ms" in way.view and way.presence.is_fresh(now_s):
-            passed_ms = max(0, self._now_ms() - (way.told_ms or 0))
-            code = str(way.view.get("unreached", ""))
-            return OneWay(TO_US, (way.view["unread_ms"] + passed_ms) / 1000, code, reads=True)
-        return found
+        if found is not None or way.says_ms is None or not way.presence.is_fresh(now_s):
+            return found
+        # Its requests arrive, and it goes on to say that they fail: so its reads do, or our answers to all of them.
+        now_ms, code = self._now_ms(), str(way.view.get("unreached", ""))
+        if "unread_ms" in way.view:
+            return OneWay(TO_US, (way.view["unread_ms"] + now_ms - (way.told_ms or now_ms)) / 1000, code, reads=True)
+        said_s = (now_ms - way.says_ms) / 1000 - SAYS_S
+        return OneWay(TO_US, OFFLINE_S + said_s, code, reads=True) if said_s >= 0 else None
 
     def beat(self, now_s: float, next_s: float, uncounted_s: float = 0.0) -> bool:
         """Record that this daemon runs and says so again in `next_s`; after a pause of its own it waits from the start.
@@ -316,6 +323,7 @@ class Reaches:
         way.peer = str(view.get("reach", "")) or way.peer
         if view:
             way.view, way.told_ms = view, self._now_ms()
+            way.says_ms = (way.says_ms or way.told_ms) if "unreached" in view else None
         for watcher in self._watchers:
             watcher.on_view(pair_id, view)
 

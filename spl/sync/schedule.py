@@ -329,7 +329,7 @@ class Sync:
             if isinstance(exc, SyncError) and exc.code == "pair-paused" and exc.view and not pair.sync_allowed:
                 self._came(pair, state, exc.view)
                 return True
-            state.last_s = None if exc.code in RESET_CODES and pair.mode == ENGINE else state.last_s
+            state.last_s = None if exc.code in RESET_CODES and not state.errors.attempt else state.last_s
             unanswered_s = presence.unanswered_s(loop.time())
             if self._reaches.was_stopped(loop.time()):
                 presence.waited_s = loop.time()  # the network may wake later

@@ -31,7 +31,7 @@ from tests.e2e import (
     test_lifecycle,
 )
 from tests.e2e.conftest import AUTO
-from tests.e2e.findings import Faulty, House, attention, report
+from tests.e2e.findings import Faulty, House, Mounted, attention, report
 from tests.e2e.harness import Instance, free_port
 from tests.e2e.proxy import Change, Proxy, answer, hang_up
 from tests.waiting import eventually
@@ -39,6 +39,7 @@ from tests.waiting import eventually
 DEADLINE_S: Final = 180.0
 HEALED_S: Final = 20.0
 """For so long the table watches findings go; that each does go is asserted by the test of its own."""
+SMALL: Final = f"{AUTO}[limits]\ndisk_floor_bytes = 1\ndisk_low_bytes = 1\n"
 LOST: Final = {"act": "KNOW", "actor": "did:sync:user:bob", "thread": "th_lost", "body": {}}
 OFFLINE, ONE_WAY = "offline", "one-way"
 BESIDE: Final[Mapping[str, Callable[..., None]]] = {
@@ -194,8 +195,16 @@ def broken_disk(row: Row) -> None:
 
 
 def full_disk(row: Row) -> None:
-    switch(row, on=True)
-    assert row.peer.api("POST", "/v1/records", LOST).status >= 500
+    assert isinstance(row.peer, Mounted)
+    (row.peer.store / "ballast").write_bytes(bytes(2_000_000))
+    body = {**LOST, "body": {"text": "x" * 400_000}}
+    refused = next(number for number in range(20) if row.peer.api("POST", "/v1/records", body).status != 200)
+    assert refused, "the first of them had room"
+
+
+def room_again(row: Row) -> None:
+    assert isinstance(row.peer, Mounted)
+    (row.peer.store / "ballast").unlink()
 
 
 def slow_clock(row: Row) -> None:
@@ -297,8 +306,8 @@ def _rows(house: House) -> list[Row]:
         Row("both move", "polling", peer("dave"), GONE, GONE, us=house("carol", AUTO),
             begin=both_moved, end=told_where),
         Row("old copy", "polling", peer("bob6"), SET_BACK, SET_BACK, prepare=kept, begin=set_back, end=repaired),
-        Row("disk full", "polling", peer("bob7", "full-disk"), Truth("peer-behind"), Truth("store-full"),
-            begin=full_disk, end=lambda row: switch(row, on=False)),
+        Row("disk full", "polling", house("bob7", SMALL, Mounted, mount="size=4m"), Truth("peer-behind"),
+            Truth("store-full"), begin=full_disk, end=room_again),
         Row("clock +10m", "polling", peer("bob8", "wrong-clock"), SKEWED, SKEWED, **SWITCHED),
         Row("clock -10m", "polling", peer("bob14", "wrong-clock"), SKEWED, SKEWED,
             begin=slow_clock, end=lambda row: switch(row, on=False)),

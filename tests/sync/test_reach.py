@@ -197,6 +197,25 @@ def test_a_peer_whose_questions_arrive_says_for_how_long_its_reads_have_failed()
     assert ours.one_way(PAIR, 101.0, reads=False) is None
 
 
+def test_a_peer_that_goes_on_to_say_that_its_requests_fail_hears_none_of_our_answers() -> None:
+    """What it said as it came back is forgotten before that counts."""
+    now_ms = [50_000]
+    reaches = Reaches(2, lambda: now_ms[0])
+    reaches.contact(PAIR, 100.0)
+    reaches.heard(PAIR, {"unreached": "foreign-answer"})
+    now_ms[0] += 20_000
+    assert reaches.one_way(PAIR, 120.0, reads=False) is None
+    reaches.heard(PAIR, {"unreached": "foreign-answer"})
+    now_ms[0] += 5_000
+    told = reaches.one_way(PAIR, 125.0, reads=False)
+    assert told is not None
+    assert (told.direction, told.for_s >= OFFLINE_S, told.code) == (TO_US, True, "foreign-answer")
+    reaches.heard(PAIR, {"state": "active"})
+    assert reaches.one_way(PAIR, 125.0, reads=False) is None
+    reaches.heard(PAIR, {"unreached": "foreign-answer"})
+    assert reaches.one_way(PAIR, 125.0, reads=False) is None
+
+
 def test_reads_that_fail_while_questions_pass_are_no_push() -> None:
     """Whatever contact there is: a question has to fail as well."""
     reaches = Reaches(2, int)
