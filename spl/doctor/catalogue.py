@@ -219,8 +219,7 @@ def _home_fix(code: str) -> Callable[[Facts], str]:
     return fix
 
 
-_failing_s: Final = attrgetter("failing_s")
-_queue_full_s: Final = attrgetter("queue_full_s")
+_failing_s, _queue_full_s = attrgetter("failing_s"), attrgetter("queue_full_s")
 
 # -- next steps
 
@@ -247,12 +246,8 @@ def _moved(step: Callable[[Facts], str]) -> Callable[[Facts], str]:
     return lambda facts: f"{step(facts)}; {moved}: {_REFRESH(facts)} --url NEW-URL"
 
 
+_CLONED: Final = _next("identity-cloned")
 _stranger_fix: Final = _moved(_at_peer("spl status; does it run at that address, and is it still the same instance?"))
-
-
-def _cloned_fix(facts: Facts) -> str:
-    step = _next("identity-cloned")
-    return step(facts) if facts.manifest is None else _moved(step)(facts)
 
 
 def _foreign_fix(facts: Facts) -> str:
@@ -331,8 +326,7 @@ def _pending_fix(facts: Facts) -> str:
 
 
 def _skip_fix(facts: Facts) -> str:
-    pair_id = facts.pair_id
-    return f"upgrade the peer, then: spl federation pause {pair_id} && spl federation resume {pair_id}"
+    return f"upgrade the peer, then: spl federation pause {facts.pair_id} && spl federation resume {facts.pair_id}"
 
 
 def _token_fix(facts: Facts) -> str:
@@ -425,7 +419,8 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("task-dead", FAIL, (), None, LOCAL, seen.dead, _next("task-dead")),
     FindingKind("config-invalid", FAIL, (), None, LOCAL, seen.config, _next("config-invalid")),
     FindingKind("identity-missing", FAIL, (), None, LOCAL, seen.no_identity, _home_fix("identity-missing")),
-    FindingKind("identity-cloned", FAIL, (), None, PEER, seen.cloned, _cloned_fix),
+    FindingKind("identity-cloned", FAIL, (), None, PEER, seen.cloned,
+                lambda facts: (_CLONED if facts.manifest is None else _moved(_CLONED))(facts)),
     FindingKind("home-set-back", WARN, (), None, PEER, seen.set_back, _REPAIR),
     FindingKind("identity-backup", WARN, (), None, LOCAL, seen.unsaved, _next("identity-backup")),
     FindingKind("auth-off", WARN, (), None, LOCAL, seen.auth_off, _next("auth-off")),

@@ -387,10 +387,8 @@ class Sync:
                     flowing.cancel()
                     break
                 state.kick.clear()
-                if (quiet_s := self._quiet_s(pair, state)) > TICK_S:
-                    await wait(state.kick, quiet_s)
-                else:  # it is silent, or the peer says that it does not reach us
-                    await self._ask_life(pair, state)
+                quiet_s = self._quiet_s(pair, state)
+                await (wait(state.kick, quiet_s) if quiet_s > TICK_S else self._ask_life(pair, state))
 
     def _stream_key(self, pair: Pair) -> tuple[object, ...]:
         """Return what a stream depends on: a change of it calls for another stream."""
