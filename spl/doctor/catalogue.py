@@ -356,10 +356,6 @@ def _fork_fix(facts: Facts) -> str:
     return CODES["chain-fork"].fix.replace("spl federation pair URL", _REFRESH(facts))
 
 
-def _resume_fix(facts: Facts) -> str:
-    return _at_peer(f"spl federation resume {facts.pair_id}")(facts)
-
-
 def _degraded_fix(facts: Facts) -> str:
     # If the peer accepts our token again, the cause is gone and the next success makes the pair active.
     command = "spl sync" if facts.token_taken else "spl doctor"
@@ -468,7 +464,8 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("token-scope", FAIL, ("peer-revoked", "token-expired"), None, PEER, seen.scope, _REFRESH),
     FindingKind("auth-invalid", FAIL, ("peer-revoked", *TOKEN[:2], "clock-skew", *REACH, "identity-cloned",
                 "manifest-did-mismatch"), None, PEER, seen.refused, _refused_fix),
-    FindingKind("peer-paused", WARN, ("peer-revoked",), None, PEER, seen.paused, _resume_fix),
+    FindingKind("peer-paused", WARN, ("peer-revoked",), None, PEER, seen.paused,
+                lambda facts: _at_peer(f"spl federation resume {facts.pair_id}")(facts)),
     FindingKind("consent-missing", WARN, (*REACH, "peer-revoked"), None, PEER, seen.gap("consent-missing"),
                 _gap_fix("consent-missing")),
     FindingKind("namespace-unmapped", WARN, ("peer-revoked",), None, LOCAL, seen.gap("namespace-unmapped"),
