@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parent
@@ -35,10 +36,21 @@ class ReproducibleSdist(sdist):
         return path
 
 
+class ReproducibleModules(build_py):
+    """Modules and their data with the same mode whatever a checkout gave them: the wheel keeps it."""
+
+    def run(self) -> None:
+        """Copy them."""
+        super().run()
+        for path in Path(self.build_lib).rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+os.umask(0o022)
 os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 importlib.import_module("spl.cli.manpages").write(Path(PAGES), importlib.import_module("spl.cli.main"))
 setup(
-    cmdclass={"sdist": ReproducibleSdist},
+    cmdclass={"build_py": ReproducibleModules, "sdist": ReproducibleSdist},
     data_files=[("share/man/man1", sorted(str(page) for page in Path(PAGES).glob("*.1")))],
 )

@@ -46,6 +46,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copyfile(ROOT / name, folder / name)
+    (folder / "spl/py.typed").chmod(0o664)  # as a checkout under another umask has it
     return folder
 
 
