@@ -150,7 +150,7 @@ def test_a_sealed_token_serves_its_own_message_only() -> None:
 
 def test_a_grant_is_taken_as_it_was_given() -> None:
     fields = handshake.read_grant(a_grant(), a_pair(), A, LIMITS)
-    assert fields["namespaces"] == ["default"]
+    assert (fields["namespaces"], fields["status"]) == (["default"], 200)
     assert handshake.open_sealed(fields, (A_SEAL,)).token == TEXT
 
 
@@ -190,6 +190,7 @@ def test_a_start_that_was_asked_for_is_kept() -> None:
 
 def test_an_answer_belongs_to_one_question() -> None:
     asked = handshake.poll_fields(a_pair(), A, NOW_MS, "3" * 32)
+    assert asked["state"] == "establishing"
     value = handshake.answer(asked, B_KEY, 202, "pending", NOW_MS, "4" * 32)
     assert handshake.read_answer(value, asked, B_KEY.public)["state"] == "pending"
     other = handshake.poll_fields(a_pair(), A, NOW_MS, "5" * 32)
@@ -253,6 +254,7 @@ def test_the_manifest_in_a_message_counts_if_it_is_news_of_the_peer() -> None:
 def test_terms_cover_no_more_than_they_name() -> None:
     wide = Terms(("default", "music"), (("a", "b"),), "polling", "")
     assert wide.covers(Terms(("default",), (), "polling", "present"))
+    assert wide.turned() == Terms(("default", "music"), (("b", "a"),), "polling", "")
     assert not wide.covers(Terms(("other",), (), "polling", ""))
     assert not wide.covers(Terms(("default",), (("b", "a"),), "polling", ""))
     assert handshake.check_terms({**wide.to_json(), "start": "present"}, LIMITS, starts=STARTS).start == "present"

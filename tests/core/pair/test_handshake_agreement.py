@@ -44,6 +44,7 @@ def test_unnamed_the_initiator_proposes_default_and_all_that_it_shares() -> None
     registry = a_registry("music", "org", private=("diary",), archived=("old",))
     assert propose(registry).namespaces == ("default", "music", "org")
     assert propose(registry, "diary").namespaces == ("diary",)
+    assert propose(a_registry("org", "music")).namespaces == ("default", "music", "org"), "whatever came first"
     many = a_registry(*(f"n{i}" for i in range(20)))
     assert len(propose(many).namespaces) == 8
     assert propose(many).namespaces[0] == "default"

@@ -146,6 +146,11 @@ def test_a_fingerprint_is_the_product_that_both_sides_compute() -> None:
     found = Collector(buckets.key, "", 0)
     found.add(start)
     assert found.part(sums=True).sums == buckets.sums("")
+    odd = Collector(buckets.key, "a1b2c", 0)
+    last = bytes.fromhex("a1b2cf" + "c3" * 13)
+    odd.add(last)
+    product = (16 + int.from_bytes(last)) % (2**128 + 51)
+    assert odd.part(sums=True).sums == (1).to_bytes(8) * 15 + (product % 2**64).to_bytes(8)
 
 
 def test_the_modulus_is_prime() -> None:
@@ -328,7 +333,7 @@ def test_a_name_in_an_answer_is_a_whole_one_of_those_asked_for() -> None:
     assert read(id_[:32], [id_, "n" * 300]).names == {HELD: {id_[:32]: (id_, "n" * 256)}}
     for start, value in (
         (id_[:31], [id_, "a"]), (id_[:32], ["cd" * 32, "a"]), (id_[:32], [id_, 7]), (id_[:32], [id_[:63], "a"]),
-        (id_[:32], [id_]), (id_[:32], 7), (id_[:32], [7, "a"]),
+        (id_[:32], [id_]), (id_[:32], 7), (id_[:32], [7, "a"]), (id_[:32], [id_, ["a"]]),
     ):  # fmt: skip
         with pytest.raises(FingerprintError):
             read(start, value)
@@ -386,6 +391,8 @@ def test_a_search_that_found_enough_says_whether_there_is_more() -> None:
     assert not found.more, "nothing is left open"
     found.take(("0",), (RangePart(),), (RangePart(cut=True),))
     assert found.more, "our own list was cut"
+    found.take(("1",), (RangePart(),), (RangePart(),))
+    assert found.more, "and so it is, whatever follows"
 
 
 def test_a_mark_needs_the_very_envelope_and_the_key() -> None:
