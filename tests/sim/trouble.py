@@ -157,6 +157,9 @@ class Operator:
         for request in list(self.node.home.views.requests.values()) if self.node.up else []:
             if request.status == "pending" and self.node.up:
                 decision = "approve" if always or self.dice.random() < 0.9 else "reject"
+                pair = self.node.home.views.pairs.get(request.request_id)
+                if pair and decision == "approve":  # a pause of a pair before ended with that
+                    self.promises.opened(self.node, pair.peer_did, "unpaused")
                 path = f"/v1/aitl/{request.request_id}/decide"
                 await self.world.act(self.node, "POST", path, {"decision": decision})
 
