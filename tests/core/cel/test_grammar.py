@@ -99,7 +99,8 @@ def test_a_tree_may_have_as_many_levels_as_allowed() -> None:
 @pytest.mark.parametrize("text", [
     "(" * 40 + "a" + ")" * 40, "!" * 40 + "a", "[" * 40 + "]" * 40, "a" + ".b" * 40, "a" + "[0]" * 40,
     "size(" * 40 + "a" + ")" * 40, "a ? b : " * 40 + "c", "a" + ".exists(x, x" * 40 + ")" * 40,
-    '{"a":' * 40 + "1" + "}" * 40, "(" * 2000, "!" * 4000 + "a", "[" * 4096, "a[" * 2000,
+    "[" + "1," * 1000 + "(" * 1000, '{"a":' * 40 + "1" + "}" * 40,
+    "(" * 2000, "!" * 4000 + "a", "[" * 4096, "a[" * 2000,
 ])  # fmt: skip
 def test_nesting_is_bounded(text: str) -> None:
     with pytest.raises(ExprError) as caught:
