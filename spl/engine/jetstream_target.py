@@ -284,14 +284,16 @@ class JetStreamSession:
             raise EngineError("sink-unknown", "the sink was changed")
 
     async def _answers(self, awaited: Set[str]) -> dict[str, Ack]:
-        """Return what came to each of these subjects; anything else is late, from before."""
-        acks = dict[str, Ack]()
+        """Return what came to each of these subjects; anything else is late, from before, and gains no time."""
+        acks, loop = dict[str, Ack](), asyncio.get_running_loop()
+        until_s = loop.time() + ANSWER_S
         while len(acks) < len(awaited):
-            found = await self.nats.next(ANSWER_S)
-            if found is None:
-                raise EngineError("sink-unreachable", f"publishes are not acknowledged within {ANSWER_S:g} s")
-            if found.subject in awaited:
+            found = await self.nats.next(until_s - loop.time())
+            if found is not None and found.subject in awaited and found.subject not in acks:
                 acks[found.subject] = jetstream.ack_of(found)
+                until_s = loop.time() + ANSWER_S
+            elif found is None or loop.time() >= until_s:
+                raise EngineError("sink-unreachable", f"publishes are not acknowledged within {ANSWER_S:g} s")
         return acks
 
     async def _acknowledged(self, awaited: dict[str, int]) -> None:

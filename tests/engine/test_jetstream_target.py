@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ import trustme
 
 from spl.core.keys import SecretKey
 from spl.core.record import record
-from spl.engine import credentials, jetstream, nats, subjects
+from spl.engine import credentials, jetstream, jetstream_target, nats, subjects
 from spl.engine.jetstream import StoredMessage
 from spl.engine.jetstream_target import JetStreamTarget
+from spl.engine.protocol import Delivery, EngineError
 from spl.engine.pump import SinkState
 from spl.home.writes import Arrive
 from tests.engine.nkeys import encoded, seed_text
@@ -35,6 +37,7 @@ from tests.engine.servers import (
 )  # fmt: skip
 from tests.nodes import Node
 from tests.store_kit import set_views
+from tests.waiting import turns
 
 FAN = {"name": "fan", "namespaces": ("default",)}
 ODD = ("a*b", "a>", "a b", "x" * 256, "ä.ö", "*", ">", "=2A", "$JS.API")
@@ -427,6 +430,21 @@ async def test_a_server_that_answers_wrongly_is_named_and_the_log_goes_on(node: 
         await service.add({**FAN, "url": f"nats://127.0.0.1:{port}"}, from_now=False)
         node.emit("goes on")
         await failing(service, "sink-refused")
+
+
+async def test_what_answers_nothing_gains_a_server_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream of junk has no end, so without a deadline this had none either."""
+
+    async def junk(_: float) -> Delivery:
+        await turns()
+        return Delivery("_INBOX.me.zz", "", b"", b"{}")
+
+    monkeypatch.setattr(jetstream_target, "ANSWER_S", 0.01)
+    session: Any = object.__new__(jetstream_target.JetStreamSession)
+    session.nats = SimpleNamespace(next=junk)
+    with pytest.raises(EngineError) as caught:
+        await session._answers({"_INBOX.me.a1"})
+    assert caught.value.code == "sink-unreachable"
 
 
 async def test_a_subject_that_a_server_makes_up_can_be_shown(node: Node) -> None:
