@@ -1,9 +1,10 @@
 """The page at /ui/: read-only, of parts that change by themselves, and the sessions that open it.
 
 A session is a token of scope `status:read` in a cookie: listed and revoked as others are, and good after a restart of
-the daemon.  All of them belong to one service account.  `spl ui` makes a link for one: its code works once,
-for a minute, and is kept in memory.  A foreign page gets nothing: the cookie stays at home (SameSite), answers are not
-readable from elsewhere, and nothing here changes anything.
+the daemon.  All of them belong to one service account.  `spl ui` makes a link for one: its code works once, for a
+minute, and is kept in memory.  A link that a token made, and its session, end with that token.  A foreign page gets
+nothing: the cookie stays at home (SameSite), answers are not readable from elsewhere, and nothing here changes
+anything.
 
 A part is made once for all who look, when a row of the event stream has changed.  A browser that has an older page is
 told so, and fetches it again.
@@ -65,6 +66,14 @@ _PRIVATE: Final = (*_WALLS, ("cache-control", "no-store"))
 # -- sessions
 
 
+@dataclass(frozen=True, slots=True)
+class _Code:
+    """Until when a link is good, and the token that made it, "" over the socket of the daemon."""
+
+    until_ms: int
+    maker: str
+
+
 async def link(request: Request, principal: Principal, services: Services) -> Response:
     """POST /v1/ui/links: a link that opens the page once, within a minute."""
     members(request, {})
@@ -72,7 +81,7 @@ async def link(request: Request, principal: Principal, services: Services) -> Re
     while len(codes) >= CODES_MAX:
         del codes[next(iter(codes))]
     code = services.random_bytes(CODE_BYTES).hex()
-    codes[bearer.hash_of(code)] = now_ms + CODE_MS
+    codes[bearer.hash_of(code)] = _Code(now_ms + CODE_MS, principal.token_id)
     expires_at = when.text_of(now_ms + CODE_MS)
     return json_response(
         {"object": "link", "url": f"{_url(services)}/ui/open?code={code}", "expires_at": expires_at}, 201
@@ -91,24 +100,30 @@ async def redeem(request: Request, principal: Principal, services: Services) -> 
     code = request.query.get("code", "")
     if not code:
         raise field_error("code", "is missing")
-    until_ms = _codes(services).pop(bearer.hash_of(code), 0)
-    if until_ms < services.now_ms():
+    found, now_ms = _codes(services).pop(bearer.hash_of(code), _Code(0, "")), services.now_ms()
+    if found.until_ms < now_ms:
         raise SplError("auth-invalid", "this link was used before, or is older than a minute", hint="spl ui --print")
-    text = await _session(services)
+    maker = services.views.tokens.get(found.maker)
+    if found.maker and (maker is None or maker.revoked or maker.expired(now_ms)):
+        raise SplError("auth-invalid", "the token that made this link is not valid any more", hint="spl ui --print")
+    until_ms = now_ms + SESSION_MS
+    if maker and maker.expires_at_ms:
+        until_ms = min(until_ms, maker.expires_at_ms)
+    text = await _session(services, until_ms, found.maker)
     identity = services.vault.identity
     cookie = f"{cookie_of(identity.did if identity else '')}={text}; Path=/ui/; HttpOnly; SameSite=Strict"
-    cookie += f"; Max-Age={SESSION_MS // 1000}{'; Secure' if secure else ''}"
+    cookie += f"; Max-Age={(until_ms - now_ms) // 1000}{'; Secure' if secure else ''}"
     return Response(200, onward.body, HTML, (*onward.headers, ("set-cookie", cookie)))
 
 
-async def _session(services: Services) -> str:
+async def _session(services: Services, until_ms: int, maker: str) -> str:
     """Return the text of a new token of the page; the oldest end if there are too many."""
     now_ms = services.now_ms()
     text = bearer.mint_text(admin.ENVIRONMENT, bearer.PAGE, services.random_bytes(bearer.SECRET_BYTES))
     digest = bearer.hash_of(text)
     token = bearer.Token(
-        f"tok_{digest[:8]}", bearer.PAGE, digest, frozenset({"status:read"}), expires_at_ms=now_ms + SESSION_MS,
-        created_at_ms=now_ms, label="page",
+        f"tok_{digest[:8]}", bearer.PAGE, digest, frozenset({"status:read"}), expires_at_ms=until_ms,
+        created_at_ms=now_ms, label="page", maker=maker,
     )  # fmt: skip
     held = [each for each in services.views.tokens.values() if each.sa_id == bearer.PAGE]
     live = sorted(
@@ -121,8 +136,8 @@ async def _session(services: Services) -> str:
     return text
 
 
-def _codes(services: Services) -> dict[str, int]:
-    """Return until when each link is good, by the digest of its code, the oldest first."""
+def _codes(services: Services) -> dict[str, _Code]:
+    """Return the links that wait to be used, by the digest of their codes, the oldest first."""
     codes = services.held.setdefault("ui.codes", {})
     assert isinstance(codes, dict)
     return codes

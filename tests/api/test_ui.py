@@ -69,7 +69,7 @@ async def test_a_link_ends_after_a_minute_and_there_are_few(served: Served, monk
     assert (await served.fetch("GET", paths[0], token="")).status == 401
     codes = served.services.held["ui.codes"]
     assert isinstance(codes, dict)
-    codes.update(dict.fromkeys(codes, served.services.now_ms() - 1))
+    codes.update(dict.fromkeys(codes, ui._Code(served.services.now_ms() - 1, "")))
     assert (await served.fetch("GET", paths[-1], token="")).status == 401
 
 
@@ -94,6 +94,37 @@ async def test_a_session_ends_with_its_token_and_the_oldest_with_one_too_many(se
     await served.json("DELETE", f"/v1/tokens/{PAGE}")
     assert {(await visit(served, cookie)).status for cookie in cookies} == {401}
     assert (await visit(served, await opened(served))).status == 200
+
+
+@pytest.mark.parametrize("how", ["id", "account"])
+async def test_links_and_sessions_end_with_the_token_that_made_them(served: Served, how: str) -> None:
+    made = await served.json("POST", "/v1/tokens", {"scopes": ["admin"], "ttl_ms": 3_600_000}, 201)
+    links = []
+    for _ in range(2):
+        reply = await served.fetch("POST", "/v1/ui/links", {}, token=made["token"])
+        links.append(str(json.loads(reply.body)["url"]).removeprefix(served.url))
+    first = await served.fetch("GET", links[0], token="")
+    cookie, *attributes = first.headers["set-cookie"].split("; ")
+    assert int(attributes[-1].removeprefix("Max-Age=")) <= 3600  # no longer than its token
+    ours = await opened(served)
+    assert (await visit(served, cookie)).status == 200
+    await served.json("DELETE", f"/v1/tokens/{made['token_id' if how == 'id' else 'sa_id']}")
+    assert (await served.fetch("GET", links[1], token="")).status == 401
+    assert (await visit(served, cookie)).status == 401
+    assert (await visit(served, cookie, "/ui/events")).status == 401
+    assert (await visit(served, ours)).status == 200
+
+
+async def test_an_open_stream_of_the_page_ends_with_the_token_that_made_its_link(served: Served) -> None:
+    made = await served.json("POST", "/v1/tokens", {"scopes": ["admin"]}, 201)
+    link_ = json.loads((await served.fetch("POST", "/v1/ui/links", {}, token=made["token"])).body)["url"]
+    reply = await served.fetch("GET", str(link_).removeprefix(served.url), token="")
+    headers = [("cookie", reply.headers["set-cookie"].split(";")[0])]
+    async with served.client.stream(f"{served.url}/ui/events", headers=headers, dial=HERE) as stream:
+        assert (await anext(stream)).name == "stale"
+        await served.json("DELETE", f"/v1/tokens/{made['token_id']}")
+        names = [event.name async for event in stream]
+    assert names[-1] == "error"
 
 
 async def test_without_its_slash_it_is_elsewhere(served: Served) -> None:

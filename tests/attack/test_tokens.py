@@ -153,6 +153,28 @@ def test_revoking_an_account_kills_the_successors_of_a_rotated_token(alice: Vict
     assert found == [401, 401]
 
 
+def test_no_session_of_the_page_outlives_the_token_that_made_its_link(alice: Victim) -> None:
+    """The thief of an admin token keeps a link and a session for later: both end with the token, for good."""
+    made = alice.api("POST", "/v1/tokens", {"scopes": ["admin"]}).json
+    urls = [alice.api("POST", "/v1/ui/links", {}, token=made["token"]).json["url"] for _ in range(2)]
+    first, second = (url.split(f":{alice.port}")[1] for url in urls)
+    opened = wire.ask(alice.port, "GET", first)
+    assert opened.status == 200, opened
+    cookie = opened.headers["set-cookie"].split(";")[0]
+    sock = dial(alice.port)
+    try:
+        sock.sendall(head("GET", "/ui/events", cookie=cookie, connection="close"))
+        assert status_of(until(sock, b"event: stale")) == 200
+        assert alice.api("DELETE", f"/v1/tokens/{made['token_id']}").status == 200
+        received(sock)  # its end
+    finally:
+        drop(sock)
+    assert wire.ask(alice.port, "GET", second).status == 401
+    for victim in (alice, alice.again()):
+        for path in ("/ui/", "/ui/events"):
+            assert wire.ask(victim.port, "GET", path, headers={"cookie": cookie}).status == 401
+
+
 # -- captured
 
 

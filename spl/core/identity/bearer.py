@@ -87,6 +87,8 @@ class Token:
     revoked: bool = False
     barred: bool = False
     """Revoked by our operator, so its holder gets no successor of it until the operator rotates or resumes the pair."""
+    maker: str = ""
+    """The token with which a session of the page was opened: it ends with that one."""
 
     def expired(self, now_ms: int) -> bool:
         """Return whether the token is past its expiry."""
@@ -176,6 +178,7 @@ def mint_body(token: Token) -> Json:
         "expires_at": when.text_of(token.expires_at_ms) if token.expires_at_ms else None,
         "created_at": when.text_of(token.created_at_ms),
         "label": token.label,
+        **({"maker": token.maker} if token.maker else {}),
     }
 
 
@@ -184,11 +187,15 @@ def fold(tokens: dict[str, Token], body: Mapping[str, object]) -> dict[str, Toke
 
     A token id stands for its first mint for ever, so a repeated mint never lifts a revocation.  A revocation with
     `barred` is our operator's, and holds for tokens that are revoked already; KIND_READMIT takes that mark away again.
+    With a token those end that were made with it, and one that is made with it later never begins.
     """
     kind = body.get("kind")
     if kind == KIND_MINT:
         token = _minted(body)
-        return {**tokens, token.token_id: token} if token and token.token_id not in tokens else tokens
+        if token is None or token.token_id in tokens:
+            return tokens
+        maker = tokens.get(token.maker)
+        return {**tokens, token.token_id: replace(token, revoked=bool(token.maker) and (not maker or maker.revoked))}
     named = [(name, body[name]) for name in ("token_id", "sa_id", "pair_id") if body.get(name)]
     if kind not in (KIND_REVOKE, KIND_READMIT) or not named:
         return tokens
@@ -197,6 +204,9 @@ def fold(tokens: dict[str, Token], body: Mapping[str, object]) -> dict[str, Toke
         if all(getattr(token, name) == value for name, value in named):
             barred = kind == KIND_REVOKE and (token.barred or body.get("barred") is True)
             changed[key] = replace(token, revoked=token.revoked or kind == KIND_REVOKE, barred=barred)
+    for key, token in tokens.items():
+        if kind == KIND_REVOKE and token.maker in changed:
+            changed[key] = replace(changed.get(key, token), revoked=True)
     return {**tokens, **changed} if any(tokens[key] != token for key, token in changed.items()) else tokens
 
 
@@ -376,7 +386,9 @@ def _unsealed(sealed: object, secrets: Sequence[bytes]) -> dict[str, Any]:
 
 def _minted(body: Mapping[str, object]) -> Token | None:
     """Return the token of a mint body, or None if it lacks the form that `mint_body` gives."""
-    texts = {name: body.get(name, "") for name in ("token_id", "sa_id", "hash", "pair_id", "peer_did", "label")}
+    texts = {
+        name: body.get(name, "") for name in ("token_id", "sa_id", "hash", "pair_id", "peer_did", "label", "maker")
+    }
     scopes, namespaces = body.get("scopes"), body.get("namespaces", [])
     if not all(isinstance(text, str) and len(text) <= _NAMES_MAX for text in texts.values()):
         return None
@@ -391,6 +403,8 @@ def _minted(body: Mapping[str, object]) -> Token | None:
         created = when.ms_of(body.get("created_at"))
     except when.WhenError:
         return None
-    token_id, sa_id, hash_text, pair_id, peer_did, label = (str(text) for text in texts.values())
+    token_id, sa_id, hash_text, pair_id, peer_did, label, maker = (str(text) for text in texts.values())
     reach = tuple(namespaces)
-    return Token(token_id, sa_id, hash_text, frozenset(scopes), reach, pair_id, peer_did, expires, created, label)
+    return Token(
+        token_id, sa_id, hash_text, frozenset(scopes), reach, pair_id, peer_did, expires, created, label, maker=maker
+    )

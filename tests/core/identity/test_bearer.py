@@ -132,6 +132,20 @@ def test_what_the_operator_revoked_stays_barred_until_it_is_readmitted() -> None
     assert all(token.revoked for token in tokens.values())
 
 
+def test_what_was_made_with_a_token_ends_with_it_and_never_begins_after_it() -> None:
+    session = replace(TOKEN, token_id="tok_00000002", sa_id="sa_ffff", pair_id="", hash="b" * 64, maker=TOKEN.token_id)
+    tokens = bearer.fold(bearer.fold({}, bearer.mint_body(TOKEN)), bearer.mint_body(session))
+    assert tokens[session.token_id] == session
+    tokens = bearer.fold(tokens, {"kind": bearer.KIND_REVOKE, "token_id": TOKEN.token_id, "barred": True})
+    assert tokens[session.token_id] == replace(session, revoked=True)
+    later = replace(session, token_id="tok_00000003", hash="c" * 64)
+    assert bearer.fold(tokens, bearer.mint_body(later))[later.token_id].revoked
+    assert bearer.fold({}, bearer.mint_body(later))[later.token_id].revoked  # made with one that nobody knows
+    alone = bearer.fold(bearer.fold({}, bearer.mint_body(TOKEN)), bearer.mint_body(session))
+    alone = bearer.fold(alone, {"kind": bearer.KIND_REVOKE, "token_id": session.token_id})
+    assert not alone[TOKEN.token_id].revoked
+
+
 @pytest.mark.parametrize("scope", sorted(bearer.UNBOUND))
 def test_no_namespace_binds_a_scope_about_the_whole_daemon(scope: str) -> None:
     scopes = frozenset({scope, "records:read"})
