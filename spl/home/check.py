@@ -17,7 +17,7 @@ from ..core.value import Json, asdict
 from .disk import Disk, lock_home
 from .home import BACK, STORE, epoch_of, log_lacking, now_ms, random_bytes
 from .log import Log
-from .recovery import DAMAGES_MAX, Damage, headless, misplaced
+from .recovery import DAMAGES_MAX, Damage, headless, is_whole_before, misplaced
 from .segments import ENVELOPE_KINDS, PROJECTION, RUN_START, Line, Place, RunChain, Segments
 
 PROGRESS_LINES: Final = 20_000
@@ -40,6 +40,7 @@ class StoreCheck:
         self._last_seq = store.last_seq
         self._chain = RunChain(1, RUN_START)
         self._bad: tuple[int, int] | None = None
+        self._good_end = (self._segments.firsts[0], 0)
         self._store, self._limits = store, Limits()
         self.places: list[Damage] = []
         """The first places where lines were lost."""
@@ -71,6 +72,7 @@ class StoreCheck:
                 if line.seq <= self._last_seq:
                     self._look_up(line, Place(segment, at, len(raw) - len(line.payload) - 1, len(line.payload)))
                     yield from self._line(line, segment, at)
+                self._good_end = segment, at + len(raw) + 1
             else:
                 self._bad = self._bad or (segment, at)
         expected = self._chain.expected
@@ -103,7 +105,9 @@ class StoreCheck:
 
     def _enter(self, segment: int, raw: bytes) -> Iterator[Step]:
         expected = self._chain.expected
-        if segment > expected or self._bad:
+        is_whole = not self._bad and is_whole_before(self._segments, segment, self._good_end)
+        self._good_end = segment, len(raw) + 1
+        if (segment > expected and not is_whole) or self._bad:
             found = Damage(expected, max(0, segment - expected), *(self._bad or (segment, 0)), end=(segment, 0))
             yield from self._damage("line", found)
         if not self._chain.enter(raw, segment):

@@ -4,7 +4,7 @@
     <home>/store/clean                          stands while no process has the store open and the last one ended well
     <home>/store/index/                         disposable, `index.py`
     <home>/store/lost                           places where lines were lost, if there are any
-    <home>/store/settled                        those of them whose lines are no longer missed
+    <home>/store/settled, unread                those of them no longer missed; tails that could not be read
     <home>/store/….foreign                      files that stood in the place of a segment of this log; not read
 
 An append is acknowledged after one write and one fdatasync for all that waited.  A failed sync is final, because the

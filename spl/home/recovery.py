@@ -35,6 +35,7 @@ CLEAN_NAME: Final = "clean"
 INDEX_FOLDER: Final = "index"
 SETTLED_NAME: Final = "settled"
 LOST_NAME: Final = "lost"
+UNREAD_NAME: Final = "unread"
 DAMAGES_MAX: Final = 1000  # places that are named; all are counted
 TAIL_BYTES: Final = 16 * MIB
 """More than one write of the log: behind a write whose sync failed there is none."""
@@ -244,6 +245,11 @@ def write_lost(folder: Path, disk: Disk, places: Sequence[Damage]) -> None:
     disk.replace_atomic(folder / LOST_NAME, json.dumps(rows).encode())
 
 
+def is_whole_before(segments: Segments, first: int, end: tuple[int, int]) -> bool:
+    """Return whether the seqs before `first` were kept for an unreadable tail that is sound lines up to its `end`."""
+    return (first, *end) in _tails(segments) and segments.size(end[0]) == end[1]
+
+
 class Replay:
     """Reads the lines behind the index into it.
 
@@ -319,6 +325,10 @@ class Replay:
         seq = max(seq, self._chain.expected - 1 + self._unread)
         if not self._pending and seq < self._chain.expected:
             return False
+        if self._unread:
+            with suppress(OSError):  # then they count as lost for good
+                note = json.dumps([*_tails(self._segments), (seq + 1, *self._next)][-DAMAGES_MAX:])
+                self._segments.disk.replace_atomic(self._segments.folder / UNREAD_NAME, note.encode())
         self._close_gap(seq + 1, self._pending or self._next, self._next)
         self._chain.run = run
         self._commit()
@@ -327,7 +337,10 @@ class Replay:
     def _enter(self, segment: int, raw: bytes) -> None:
         """Begin a segment; if its header is bad, its name tells the seq and the running hash just goes on."""
         if segment > self._chain.expected or self._pending:
-            self._close_gap(segment, self._pending or self._good_end, (segment, 0))
+            if self._pending or not is_whole_before(self._segments, segment, self._good_end):
+                self._close_gap(segment, self._pending or self._good_end, (segment, 0))
+            else:
+                self._leave_empty(self._chain.expected, segment)
         if not self._chain.enter(raw, segment):
             self._pending = (segment, 0)
         self._good_end = (segment, len(raw) + 1)
@@ -344,11 +357,14 @@ class Replay:
         expected = expected or self._chain.expected
         if len(self.damaged) < DAMAGES_MAX:
             self.damaged.append(Damage(expected, max(0, seq - expected), *start, end))
-        for lost in range(expected, seq):
-            self._batch.append((lost, None, None))
+        self._leave_empty(expected, seq)
+        self._pending = None
+
+    def _leave_empty(self, first: int, behind: int) -> None:
+        for seq in range(first, behind):
+            self._batch.append((seq, None, None))
             if len(self._batch) >= _BATCH_LINES:
                 self._commit()
-        self._pending = None
 
     def _commit(self) -> None:
         if self._remember and self._remembered < len(self.damaged):
@@ -396,6 +412,15 @@ def _noted(path: Path, disk: Disk, bytes_max: int) -> bytes:
         if exc.errno != errno.EIO:
             raise
         return b""
+
+
+def _tails(segments: Segments) -> list[tuple[int, ...]]:
+    """Return (first seq behind, segment, size) of tails that could not be read, for which seqs were kept."""
+    try:
+        found = json.loads(_noted(segments.folder / UNREAD_NAME, segments.disk, _LOST_BYTES_MAX))
+        return [tuple(int(number) for number in row) for row in found]
+    except _UNREADABLE:
+        return []
 
 
 def _fits(mark: dict[str, Any], segments: Segments) -> bool:

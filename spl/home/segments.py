@@ -122,7 +122,7 @@ class Segments:
     """The segments of one log; `firsts` are their first seqs, ascending."""
 
     def __init__(self, folder: Path, disk: Disk) -> None:
-        self.folder, self._disk = folder, disk
+        self.folder, self.disk = folder, disk
         self._files: dict[int, File] = {}
         self._lock = Lock()
         names = [name for name in disk.list(folder) if name.endswith(SUFFIX)]
@@ -131,7 +131,7 @@ class Segments:
 
     def begin(self, epoch: str, first: int, run: str) -> None:
         """Create the segment that starts with seq `first`; its header and name are durable on return."""
-        self._disk.replace_atomic(self._path(first), encode_header(epoch, first, run))
+        self.disk.replace_atomic(self._path(first), encode_header(epoch, first, run))
         with self._lock:
             self._files.pop(first, None)
         if first not in self.firsts:
@@ -146,11 +146,11 @@ class Segments:
             self._files.pop(first, None)
         self.firsts = [each for each in self.firsts if each != first]
         with suppress(OSError):
-            self._disk.unlink(self._path(first))
+            self.disk.unlink(self._path(first))
 
     def open_last(self) -> File:
         """Return the last segment opened to append."""
-        return self._disk.open_append(self._path(self.firsts[-1]))
+        return self.disk.open_append(self._path(self.firsts[-1]))
 
     def write_again(self, bytes_max: int) -> None:
         """Write the last bytes of the last segment once more, as they are, and sync them.
@@ -158,7 +158,7 @@ class Segments:
         If a sync of an earlier process failed, the kernel may hold pages that it never writes: they are read as if
         they were on the disk, and a later sync says nothing of them.
         """
-        file = self._disk.open_edit(self._path(self.firsts[-1]))
+        file = self.disk.open_edit(self._path(self.firsts[-1]))
         at = max(0, file.size() - bytes_max)
         try:
             for offset, data in file.stretches(at, file.size(), bytes_max):
@@ -215,17 +215,17 @@ class Segments:
 
     def headless(self) -> list[int]:
         """Return the segments whose files are there, and their headers damaged."""
-        names = set(self._disk.list(self.folder))
+        names = set(self.disk.list(self.folder))
         paths = {first: self._path(first) for first in self.firsts}
         return [first for first, path in paths.items() if path.name in names and not self._header(path)]
 
     def aside(self) -> list[Path]:
         """Return the files that were taken out of the log; their names begin with the place where they stood."""
-        return [self.folder / name for name in self._disk.list(self.folder) if _ASIDE.fullmatch(name)]
+        return [self.folder / name for name in self.disk.list(self.folder) if _ASIDE.fullmatch(name)]
 
     def _goes_on(self, first: int) -> bool:
         """Return whether the line that belongs there is behind a header: a former version wrote on like that."""
-        _, _, behind = self._disk.open_read(self._path(first)).pread(_HEADER_BYTES_MAX, 0).partition(b"\n")
+        _, _, behind = self.disk.open_read(self._path(first)).pread(_HEADER_BYTES_MAX, 0).partition(b"\n")
         found = _SEQ.match(behind)
         return found is not None and int(found[1]) == first
 
@@ -237,23 +237,23 @@ class Segments:
 
     def _header(self, path: Path) -> Header | None:
         try:
-            return header_of(self._disk.open_read(path).pread(_HEADER_BYTES_MAX, 0).split(b"\n", 1)[0])
+            return header_of(self.disk.open_read(path).pread(_HEADER_BYTES_MAX, 0).split(b"\n", 1)[0])
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.EIO):
                 raise
             return None
 
     def _rename(self, old: Path, new: Path) -> None:
-        self._disk.rename(old, new)
-        self._disk.fsync_dir(self.folder)
+        self.disk.rename(old, new)
+        self.disk.fsync_dir(self.folder)
 
     def drop_last(self) -> None:
         """Remove the last segment durably."""
         *self.firsts, last = self.firsts
         with self._lock:
             self._files.pop(last, None)
-        self._disk.unlink(self._path(last))
-        self._disk.fsync_dir(self.folder)
+        self.disk.unlink(self._path(last))
+        self.disk.fsync_dir(self.folder)
 
     def size(self, first: int) -> int:
         """Return the bytes of a segment, 0 if its file is gone."""
@@ -307,7 +307,7 @@ class Segments:
 
     def is_in_place(self) -> bool:
         """Return whether the last segment still stands in the folder under its name."""
-        return self._path(self.firsts[-1]).name in self._disk.list(self.folder)
+        return self._path(self.firsts[-1]).name in self.disk.list(self.folder)
 
     def _path(self, first: int) -> Path:
         return self.folder / f"{first:0{_NAME_DIGITS}d}{SUFFIX}"
@@ -319,7 +319,7 @@ class Segments:
             if file is None:
                 if len(self._files) >= _OPEN_MAX:
                     del self._files[next(iter(self._files))]
-                file = self._files[first] = self._disk.open_read(self._path(first))
+                file = self._files[first] = self.disk.open_read(self._path(first))
             return file
 
 

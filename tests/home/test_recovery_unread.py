@@ -103,6 +103,42 @@ def test_a_sector_costs_the_lines_in_it_for_as_long_as_it_cannot_be_read(
         assert [line for line in contents(whole) if line in held] == held
 
 
+@pytest.mark.parametrize("way", ["killed", "index gone", "stopped", "line hit", "cut"])
+def test_a_tail_that_could_not_be_read_is_no_loss_once_it_can_be(tmp_path: Path, way: str) -> None:
+    """Its last byte ends the last line that there was; where it does not, what is missing stays lost."""
+    disk = WornDisk()
+    before, sectors = filled(tmp_path, disk)
+    (tmp_path / "clean").unlink()
+    path = log_files(tmp_path)[-1]
+    disk.bad = {sectors[-1]}
+    store = open_store(tmp_path, disk, SMALL)
+    [place] = store.lost
+    assert place.behind > COUNT + 1
+    new = [store.append([record(900 + n)], AT_MS)[0] for n in range(2)]
+    if way == "stopped":
+        store.close()
+    disk.bad = set()
+    if way == "index gone":
+        shutil.rmtree(tmp_path / "index")
+    sound = path.read_bytes()
+    if way == "line hit":
+        path.write_bytes(sound[:-100] + b"#" + sound[-99:])
+    elif way == "cut":
+        path.write_bytes(sound[: sound.rindex(b"\n", 0, -1) + 1])
+    for _ in range(2):
+        store = open_store(tmp_path, disk, SMALL)
+        named = damages(store, tmp_path, disk)
+        if not StoreCheck(store, tmp_path, disk).fits_index():
+            list(store.reindex(bytes))
+        served = [line for line in contents(store) if line in before]
+        assert [seq for seq, _ in contents(store)][-2:] == new
+        if way in ("line hit", "cut"):
+            assert (served, len(named), len(store.lost)) == (before[:-1], 1, 1)
+        else:
+            assert (served, named, store.lost) == (before, [], ())
+        store.close()
+
+
 def test_two_sectors_beside_each_other_and_one_alone(tmp_path: Path) -> None:
     disk = WornDisk()
     before, sectors = filled(tmp_path, disk)
