@@ -222,7 +222,7 @@ class CarrierService:
         for path in (carrier.creds, carrier.ca):
             if path and (not path.startswith("/") or len(path) > PATH_CHARS_MAX or not path.isprintable()):
                 raise EngineError("sink-invalid", "files are named by their absolute path")
-        await asyncio.to_thread(self._files.endpoint, carrier)
+        await self._files.check(carrier)
 
     def state(self, pair_id: str) -> CarrierState:
         """Return what this process knows of the carrier of a pair."""

@@ -101,6 +101,15 @@ class Files:
             raise ListenError("config-invalid", text, hint="correct the file of --ca") from exc
         return Endpoint(host, port, always_tls, user, context)
 
+    async def check(self, sink: ServerPlace) -> None:
+        """Raise as `endpoint` does, with a step for the operator who names the files now."""
+        try:
+            await asyncio.to_thread(self.endpoint, sink)
+        except SplError as exc:
+            if exc.code == "sink-auth":
+                exc.hint = "name a user's .creds or nkey seed file that the daemon can read by --creds"
+            raise
+
     def user(self, sink: ServerPlace) -> Credentials | None:
         """Return what a server knows us by, None without.  Raises EngineError "sink-auth"."""
         if not sink.creds:

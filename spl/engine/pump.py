@@ -31,7 +31,7 @@ from ..core import consent
 from ..core.backoff import Backoff
 from ..core.errors import SplError
 from ..core.event import event
-from ..core.value import dataclass
+from ..core.value import dataclass, field
 from ..home.tables.lists import by_namespace, by_thread
 from ..home.views import THREAD_NAMESPACES
 from ..home.writes import SavedPosition
@@ -92,6 +92,8 @@ class SinkState:
     is_open: bool = False
     far: str = ""
     """What is known of the far side, for people."""
+    again: asyncio.Event = field(default_factory=asyncio.Event)
+    """Ends the delay after a failure: the far side was seen to answer."""
 
 
 class Pump:
@@ -119,7 +121,8 @@ class Pump:
                     delay_s = self._failed(exc, loop.time())
                     if exc.code == "sink-foreign":
                         return  # nothing that passes by itself: the operator's word starts it again
-                    await asyncio.sleep(delay_s)
+                    await wait(self.state.again, delay_s)
+                    self.state.again.clear()
 
     def _is_wanted(self) -> bool:
         return self.reader.sink(self.sink.name) == self.sink

@@ -143,7 +143,6 @@ class SinkService:
     def to_json(self, sink: Sink) -> Json:
         """Return a sink with what it is doing."""
         state = self.state(sink)
-        fault = self._fault(sink)
         return {
             "object": "sink", "name": sink.name, "url": sink.url, "namespaces": list(sink.namespaces),
             "subjects": sink.subjects, "state": sink.phase, "open": state.is_open, "from_seq": sink.after,
@@ -152,12 +151,18 @@ class SinkService:
             "lag_records": self.lag_records(sink),
             "last_acked_at": when.text_of(state.confirmed_ms) if state.confirmed_ms is not None else None,
             "server": state.far or None, "attempt": state.attempt,
+            **self._problem(sink), **self._names(sink),
+        }  # fmt: skip
+
+    def _problem(self, sink: Sink) -> Json:
+        """Return {finding, error, said, fix} of a sink, each None if nothing is wrong with it."""
+        fault, seen = self._fault(sink), self.state(sink).fault
+        return {
             "finding": fault.code if fault is not None else None,
             "error": fault.message if fault is not None else None,
-            "said": state.fault.facts.get("said") if fault is not None and state.fault is not None else None,
+            "said": seen.facts.get("said") if fault is not None and seen is not None else None,
             "fix": fault.hint if fault is not None else None,
-            **self._names(sink),
-        }  # fmt: skip
+        }
 
     def state(self, sink: Sink) -> SinkState:
         """Return what this process knows of a sink; of one that it did not run, what the log says."""
@@ -212,7 +217,7 @@ class SinkService:
             if sink.is_program:
                 check_program(sink)
             else:
-                await asyncio.to_thread(Files(self._disk, self._tls).endpoint, sink)  # that they are there
+                await Files(self._disk, self._tls).check(sink)
             return await self._write(sink)
 
     async def act(self, name: str, action: str) -> Sink:
@@ -238,21 +243,29 @@ class SinkService:
         return reached(self._feed.source, pair_id, since, received)
 
     async def test(self, name: str) -> Json:
-        """Return what the server of a sink says, asked now over a connection of its own.  Raises SplError."""
+        """Return what the server of a sink says, asked now over a connection of its own, and the sink's fault.
+
+        A sink that waits after a failure tries again, since its server answers.  Raises SplError.
+        """
         sink = self.named(name)
         if sink.is_program:
-            return {"object": "sink_test", "name": name, "program": check_program(sink)}
+            return {"object": "sink_test", "name": name, "program": check_program(sink), **self._problem(sink)}
         target = self._target(sink, SinkState())
         assert isinstance(target, JetStreamTarget)
         try:
             session = await target.open()
             try:
-                return await run_together(self._asked(session.nats, sink), session.listen())
+                found = await run_together(self._asked(session.nats, sink), session.listen())
             finally:
                 await session.close()
         except SplError as exc:
             exc.hint = _step(exc, exc.code, sink)
             raise
+        state = self.state(sink)
+        found |= self._problem(sink)
+        if state.fault is not None:
+            state.again.set()
+        return found
 
     async def _asked(self, nats: Nats, sink: Sink) -> Json:
         found = await jetstream.state_of(nats, subjects.stream_of(self.reader.did()))
@@ -299,7 +312,13 @@ def check_program(sink: Sink) -> str:
 
 def _step(fault: SplError, code: str, sink: Sink) -> str:
     """Return what to do about a fault that is shown with this code: its own step, or the usual one of the code."""
-    step = fault.hint if fault.hint != CODES[fault.code].fix else CODES[code].fix
+    usual = fault.hint == CODES[fault.code].fix
+    step = CODES["sink-refused" if sink.is_program else code].fix if usual else fault.hint
+    if usual and code == "sink-auth" and not sink.creds:
+        words = ["spl", "sink", "add", sink.url, *(each for name in sink.namespaces for each in ("--namespace", name))]
+        words += ["--name", sink.name, "--subjects", sink.subjects, *(("--ca", sink.ca) if sink.ca else ())]
+        again = f"{shlex.join(words)} --creds FILE"
+        return f"name its user: spl sink remove {sink.name}; then: {again}; it goes on where its stream ends"
     return re.sub(r"\bNAME\b", sink.name, step)
 
 

@@ -12,7 +12,7 @@ FAN: dict[str, Any] = {
     "sent_records": 1200, "lag_records": 3, "last_acked_at": None, "server": "nats-server 2.15.1", "attempt": 0,
     "finding": None, "error": None, "fix": None, "stream": "SPL_hub_1", "filters": ["spl.1.music.>"],
 }  # fmt: skip
-FULL = {**FAN, "open": False, "finding": "sink-full", "error": "no room", "fix": "spl sink test NAME"}
+FULL = {**FAN, "open": False, "finding": "sink-full", "error": "no room", "fix": "spl sink resume NAME"}
 
 
 def test_add_names_files_absolutely_and_makes_a_name(spl: Run, daemon: Daemon) -> None:
@@ -36,7 +36,7 @@ def test_list_and_show(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", "/v1/sinks/fan"] = FULL
     result = spl("sink", "show", "fan")
     assert "stream       SPL_hub_1\n" in result.out
-    assert "spl sink test fan" in result.err
+    assert "spl sink resume fan" in result.err
     daemon.answers["GET", "/v1/sinks"] = listed()
     assert "spl sink add" in spl("sink", "list").err
 
@@ -61,7 +61,14 @@ def test_test_says_what_a_small_server_leaves_out(spl: Run, daemon: Daemon) -> N
     daemon.answers["POST", "/v1/sinks/fan/test"] = {**told, "state": None, "takes_every_record": True}
     assert "not made yet" in spl("sink", "test", "fan").out
     daemon.answers["POST", "/v1/sinks/fan/test"] = {"object": "sink_test", "name": "fan", "program": "/bin/cat"}
-    assert "/bin/cat" in spl("sink", "test", "fan").out
+    assert "/bin/cat; it was not run" in spl("sink", "test", "fan").out
+
+
+def test_test_shows_what_is_wrong_with_the_sink_though_the_server_answers(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["POST", "/v1/sinks/fan/test"] = {**FULL, "program": "/bin/cat", "said": "no room"}
+    result = spl("sink", "test", "fan")
+    assert result.code == 0
+    assert "! no room [sink-full]: no room\n  fix       spl sink resume fan\n" in result.err
 
 
 def test_acl_prints_a_block_for_the_server(spl: Run, daemon: Daemon) -> None:

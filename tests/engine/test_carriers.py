@@ -39,6 +39,7 @@ async def test_what_cannot_work_is_refused(node: Node, carrier: Carrier, code: s
         with pytest.raises(SplError) as caught:
             await service.check(carrier)
     assert caught.value.code == code
+    assert "NAME" not in caught.value.hint  # there is no sink
 
 
 async def test_a_server_out_of_reach_is_named_with_the_pair(tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from spl.core.errors import SplError
 from spl.core.pair.state import Revoked
+from spl.engine.protocol import EngineError
+from spl.engine.pump import Pump
 from tests.engine.servers import NatsServer, caught_up, failing, info, scripted, serving
 from tests.nodes import Node, join, nodes
 from tests.waiting import until
@@ -46,7 +48,7 @@ async def test_one_sink_a_name_and_a_server(node: Node) -> None:
 
 
 @pytest.mark.parametrize(("first", "fix"), [
-    (b"", "start it, or correct the network path; then: spl sink test fan"),
+    (b"", "start it, or correct the network path; then: spl sink resume fan"),
     (info(), "set tls in its configuration; without TLS only a server on this machine is used"),
 ])  # fmt: skip
 async def test_a_server_that_cannot_be_used_is_shown_with_the_step_against_it(
@@ -72,9 +74,49 @@ async def test_no_step_for_a_peer_is_shown_for_a_server(node: Node) -> None:
         sink = await failing(service, "sink-unreachable")
         with pytest.raises(SplError) as caught:
             await service.test("fan")
-        assert sink["fix"] == caught.value.hint == "start it, or correct the network path; then: spl sink test fan"
+        assert sink["fix"] == caught.value.hint == "start it, or correct the network path; then: spl sink resume fan"
         service._states[service.named("fan").place_name].fault = SplError("internal")
         assert service.faults()[0].hint == caught.value.hint
+        service._states[service.named("fan").place_name].fault = EngineError("sink-auth")
+        assert service.faults()[0].hint == (
+            "name its user: spl sink remove fan; then: spl sink add nats://127.0.0.1:1 --namespace default --name fan"
+            " --subjects shard --creds FILE; it goes on where its stream ends"
+        )
+
+
+async def test_a_program_that_fails_is_shown_with_a_step_and_by_a_test_that_runs_nothing(node: Node) -> None:
+    async with serving(node) as service:
+        await service.add({**FAN, "url": "exec:false"}, from_now=False)
+        node.emit("one")
+        sink = await failing(service, "sink-refused")
+        assert sink["fix"] == "see what it says: spl sink show fan; correct it; then: spl sink resume fan"
+        asked = await service.test("fan")
+        assert [asked[name] for name in ("finding", "error", "fix")] == [
+            sink[name] for name in ("finding", "error", "fix")
+        ]
+
+
+async def test_a_sink_that_waits_after_a_failure_tries_again_once_a_test_passed(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Pump._failed
+
+    def late(pump: Pump, exc: SplError, now_s: float) -> float:
+        failed(pump, exc, now_s)
+        return 3600.0
+
+    monkeypatch.setattr(Pump, "_failed", late)
+    server = NatsServer(tmp_path / "nats")
+    try:
+        async with serving(node) as service:
+            await service.add({**FAN, "url": server.url}, from_now=False)
+            await failing(service, "sink-unreachable")
+            server.start()
+            assert (await service.test("fan"))["finding"] == "sink-unreachable"
+            await until(lambda: service.state(service.named("fan")).is_open and not service.faults())
+            assert (await service.test("fan"))["finding"] is None
+    finally:
+        server.end()
 
 
 async def test_a_paused_sink_goes_on_where_it_was(node: Node, server: NatsServer) -> None:
