@@ -43,6 +43,8 @@ class StreamState:
     atomic: bool = False
     """Whether it takes batches of which all or nothing is stored.  Servers before 2.12 store no such grant, and would
     silently store each message of a batch."""
+    message_bytes_max: int = 0
+    """The most that it takes of a message with its headers; 0 if it has no bound of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ def _state(answer: Mapping[str, Any]) -> StreamState:
     return StreamState(
         tuple(str(subject) for subject in subjects[:64]), _count(state, "messages"), _count(state, "first_seq"),
         _count(state, "last_seq"), said(str(created)[:64]), _count(state, "bytes"), config.get("allow_atomic") is True,
+        largest if type(largest := config.get("max_msg_size")) is int and largest > 0 else 0,
     )  # fmt: skip
 
 

@@ -18,8 +18,9 @@ The server acknowledges before its fsync, so our position is read from the strea
 ours: a stream that lost its tail is filled again.  The last message must be one of ours, which is checked by its bytes;
 a message of somebody else stops the sink, for a position that others can write would let them skip records.
 
-A record that is larger than the server takes goes as a pointer {id, thread, namespace, bytes} and blocks nothing.  Key
-chains of signers stand under their own subjects, before the first record of a signer, for readers that know nobody.
+A record that is larger than the server or the stream takes goes as a pointer {id, thread, namespace, bytes} and blocks
+nothing.  Key chains of signers stand under their own subjects, before the first record of a signer, for readers that
+know nobody.
 """
 
 import asyncio
@@ -133,6 +134,8 @@ class JetStreamTarget:
         self._dialer, self._files, self._inbox = dialer, files, inbox
         self.sent_to = 0
         """The last line that this process sent; 0 before the first.  A stream that is beyond it has other writers."""
+        self.confirmed_to = 0
+        """The last line that the server acknowledged to this process: where a stream goes on that was emptied."""
         self.twice: set[int] = set()
         """Lines whose id the server took for a repeat, as of a sink that took the record from another namespace."""
 
@@ -152,6 +155,7 @@ class JetStreamSession:
         self._did = target.reader.did()
         self._stream = subjects.stream_of(self._did)
         self._atomic = False
+        self._bytes_max = nats.payload_max
         self._seq = 0
         self._last_id = ""
         self._place = 0
@@ -182,12 +186,13 @@ class JetStreamSession:
         elif found.last_seq:
             # Everything expired or was purged: it is not filled again, for that was somebody's wish.
             saved, _ = self.target.reader.saved(sink) or (0, 0)
-            self._place = max(sink.after, saved, self.target.sent_to)
+            self._place = max(sink.after, saved, self.target.confirmed_to)
         else:
             self._place = sink.after
         if self._place > self.target.reader.last_seq:
             raise EngineError("sink-foreign", f"stream {self._stream} is ahead of our log")
         self._seq, self._atomic = found.last_seq, found.atomic
+        self._bytes_max = min(self.nats.payload_max, found.message_bytes_max or self.nats.payload_max)
         return self._place
 
     async def put(self, records: Sequence[StoredRecord]) -> None:
@@ -228,8 +233,13 @@ class JetStreamSession:
             return False
         if ack.seq != self._seq + len(records):
             raise EngineError("sink-foreign", f"somebody else writes into {self._stream}")
-        self._seq, self._last_id, self._place = ack.seq, self._id_of(records[-1]), records[-1].seq
+        self._last_id, self._place = self._id_of(records[-1]), records[-1].seq
+        self._stored(ack.seq, self._place)
         return True
+
+    def _stored(self, stream_seq: int, seq: int) -> None:
+        """Take a line for held by the stream, as its last message."""
+        self._seq, self.target.confirmed_to = stream_seq, seq
 
     def _reply(self) -> str:
         return f"{self.nats.inbox}.a{next(self._numbers)}"
@@ -244,7 +254,7 @@ class JetStreamSession:
         head = {**head, PREVIOUS: record.previous, NAMESPACE: record.namespace, THREAD: record.thread}
         subject = subjects.subject_of(self._did, record.namespace, record.thread, self.target.sink.subjects)
         raw, body = head_of(head), record.body
-        if len(raw) + len(body) > self.nats.payload_max:
+        if len(raw) + len(body) > self._bytes_max:
             raw, body = head_of({**head, POINTER: str(len(body))}), pointer_to(record)
         return published(subject, reply, raw, body)
 
@@ -319,7 +329,7 @@ class JetStreamSession:
                 raise EngineError("sink-refused", "the stream has this id already, from another namespace")
             if ack.seq != self._seq + 1:
                 raise EngineError("sink-foreign", f"somebody else writes into {self._stream}")
-            self._seq = ack.seq
+            self._stored(ack.seq, seq)
 
     # -- where the stream is
 

@@ -269,9 +269,10 @@ class SinkService:
 
     async def _asked(self, nats: Nats, sink: Sink) -> Json:
         found = await jetstream.state_of(nats, subjects.stream_of(self.reader.did()))
+        largest = min(nats.payload_max, (found and found.message_bytes_max) or nats.payload_max)
         return {
             "object": "sink_test", "name": sink.name, "server": f"nats-server {nats.version}",
-            "max_payload_bytes": nats.payload_max, "takes_every_record": nats.payload_max >= RECORD_ROOM,
+            "max_payload_bytes": largest, "takes_every_record": largest >= RECORD_ROOM,
             "stream": subjects.stream_of(self.reader.did()), "state": state_json(found),
         }  # fmt: skip
 

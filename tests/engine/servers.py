@@ -133,6 +133,13 @@ async def held(server: NatsServer, node: Node, *names: str) -> None:
             await asyncio.sleep(0.05)
 
 
+async def until_held(server: NatsServer, node: Node, wanted: list[bytes]) -> None:
+    """Wait until the records of a node's stream are these."""
+    async with asyncio.timeout(60):
+        while records_in(await server.messages(node)) != wanted:
+            await asyncio.sleep(0.05)
+
+
 @asynccontextmanager
 async def serving(node: Node) -> AsyncIterator[SinkService]:
     """Run the sinks of a node."""

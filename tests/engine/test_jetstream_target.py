@@ -34,6 +34,7 @@ from tests.engine.servers import (
     scripted,
     serving,
     stored,
+    until_held,
 )  # fmt: skip
 from tests.nodes import Node
 from tests.store_kit import set_views
@@ -158,12 +159,6 @@ async def test_from_now_leaves_out_what_there_is(node: Node, server: NatsServer)
         new = node.emit("new")
         await caught_up(service)
         await until_held(server, node, [new.raw])
-
-
-async def until_held(server: NatsServer, node: Node, wanted: list[bytes]) -> None:
-    async with asyncio.timeout(60):
-        while records_in(await server.messages(node)) != wanted:
-            await asyncio.sleep(0.05)
 
 
 async def test_a_stream_that_was_set_back_or_deleted_is_filled_again(
