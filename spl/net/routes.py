@@ -75,8 +75,13 @@ class Response:
     headers: tuple[tuple[str, str], ...] = ()
 
     def head(self, length: int | None, date: str, *, chunked: bool, last: bool) -> bytes:
-        """Return the head as bytes; `length` None is a streamed body, `last` ends the connection."""
+        """Return the head as bytes; `length` None is a streamed body, `last` ends the connection.
+
+        No cache on the way keeps an answer that does not allow it: the next client may have no token.
+        """
         lines = [status_line(self.status), "date: " + date, "x-content-type-options: nosniff"]
+        if all(name != "cache-control" for name, _ in self.headers):
+            lines.append("cache-control: no-store")
         if self.status not in (204, 304):
             lines.append("content-type: " + self.content_type)
             if length is not None:

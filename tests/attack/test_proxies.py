@@ -6,15 +6,19 @@ their request, with their token, becomes somebody's body.  So after each hostile
 theirs, over the same few connections, and get exactly that.  What the proxy forbids stays forbidden in every spelling.
 """
 
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
 
+from tests.attack.adversary import wire
 from tests.attack.probes import instances, log_text, pid_of
+from tests.attack.routes import ANYONE, PEER, ROUTES
 from tests.e2e.harness import Instance, free_port
 from tests.e2e.test_proxy import process
 from tests.waiting import DEADLINE_S
@@ -40,6 +44,10 @@ http {{
   }}
 }}
 """
+CACHING: Final = NGINX.replace(
+    "access_log off;", "access_log off; proxy_cache_path {folder}/cache keys_zone=all:1m;"
+).replace("location /v1/tokens {{ return 403; }}", "proxy_cache all; proxy_cache_valid any 10m;")
+"""Keeps whatever it may, by the URL alone, as is common."""
 CADDY: Final = """
 {{
   admin off
@@ -240,3 +248,27 @@ def test_what_the_proxy_forbids_stays_forbidden_in_every_spelling(behind: Behind
         answer = answered(behind.port, get(*asks, target=spelling.encode()))
         assert not answer.startswith(b"HTTP/1.1 200 "), (spelling, answer)
     assert b" 200 " in answered(behind.daemon.port, get(*asks, target=b"/v1/tokens"))[:15]
+
+
+def test_a_proxy_that_caches_keeps_no_answer_for_others(tmp_path: Path) -> None:
+    """Neither for who has no token, nor for another tenant, however the holder showed its token."""
+    if shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed")
+    with instances(tmp_path) as make:
+        daemon, port = make("served").start(), free_port()
+        (id_,) = daemon.emit("th_theirs", 1, text="only for who asks")
+        daemon.run("namespace", "create", "acme")
+        tenant = daemon.api("POST", "/v1/tokens", {"scopes": ["records:read"], "namespaces": ["acme"]}).json["token"]
+        named = {"thread": "th_theirs", "id": id_}
+        with process("nginx", tmp_path, port, CACHING, target=daemon.port):
+            for row in ROUTES:
+                if row.method != "GET" or row.opens in (ANYONE, PEER) or row.path.endswith(("/events", "/watch")):
+                    continue
+                path = re.sub(r"\{(\w+)\}", lambda found: named.get(found[1], "none"), row.path)
+                for header, value in (("x-api-key", daemon.token), ("authorization", f"Bearer {daemon.token}")):
+                    held = wire.ask(port, "GET", path, headers={header: value})
+                    assert "no-" in held.headers["cache-control"], (path, held)
+                    nobody = wire.ask(port, "GET", path)
+                    assert nobody.status in (401, 403), (path, nobody)
+                    other = wire.ask(port, "GET", path, headers={"authorization": f"Bearer {tenant}"})
+                    assert b"only for who asks" not in other.body, path

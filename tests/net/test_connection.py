@@ -50,12 +50,12 @@ def code_of(answer: bytes) -> str:
 async def test_an_answer_has_date_type_and_length(serve) -> None:
     async with serve() as server:
         status, headers, body = split(await server.ask(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")))
-    assert status == 200
-    assert json.loads(body) == ["a/b", {"x": "1"}, "127.0.0.1"]
+    assert (status, json.loads(body)) == (200, ["a/b", {"x": "1"}, "127.0.0.1"])
     assert headers == {
         "date": "Mon, 24 Nov 2025 16:00:00 GMT",
         "content-type": "application/json",
         "x-content-type-options": "nosniff",
+        "cache-control": "no-store",
         "content-length": str(len(body)),
         "connection": "close",
     }

@@ -52,6 +52,15 @@ async def test_a_head_that_was_begun_ends_as_one_made_whole(length: int) -> None
             assert b"%b%d\r\n\r\n" % (made.begun(status, kind), length) == whole
 
 
+def test_no_answer_may_be_kept_by_a_cache_unless_it_says_so_itself() -> None:
+    def kept(*headers: tuple[str, str]) -> list[bytes]:
+        lines = Response(headers=headers).head(0, "", chunked=False, last=False).split(b"\r\n")
+        return [line for line in lines if line.startswith(b"cache-control")]
+
+    assert kept() == kept(("vary", "cache-control")) == [b"cache-control: no-store"]
+    assert kept(("etag", "x"), ("cache-control", "no-cache")) == [b"cache-control: no-cache"]
+
+
 async def test_the_date_is_that_of_the_second() -> None:
     clock = Clock()
     made = await shared(clock)
