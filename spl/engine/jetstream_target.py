@@ -42,7 +42,7 @@ from .jetstream import Ack, JetStreamError, StoredMessage, StreamState
 from .nats import ANSWER_S, Endpoint, Nats, connect, endpoint_of
 from .protocol import EngineError, head_of, published, said
 from .pump import SinkState
-from .reader import LogReader, StoredRecord
+from .reader import LogReader, StoredRecord, seq_in
 from .sinks import Sink
 
 POSITION: Final = "Spl-Position"
@@ -136,8 +136,11 @@ class JetStreamTarget:
         """The last line that this process sent; 0 before the first.  A stream that is beyond it has other writers."""
         self.confirmed_to = 0
         """The last line that the server acknowledged to this process: where a stream goes on that was emptied."""
+        self.seen_seq: int | None = None
+        """The end of the stream when this process saw it last.  What our log lacks came behind it from others."""
         self.twice: set[int] = set()
-        """Lines whose id the server took for a repeat, as of a sink that took the record from another namespace."""
+        """Lines whose id the server took for a repeat, as of a sink that took the record from another namespace, or
+        one that stands before messages of somebody else."""
 
     async def open(self) -> "JetStreamSession":
         """Return a session.  Raises EngineError, ListenError."""
@@ -191,7 +194,8 @@ class JetStreamSession:
             self._place = sink.after
         if self._place > self.target.reader.last_seq:
             raise EngineError("sink-foreign", f"stream {self._stream} is ahead of our log")
-        self._seq, self._atomic = found.last_seq, found.atomic
+        self._seq = self.target.seen_seq = found.last_seq
+        self._atomic = found.atomic
         self._bytes_max = min(self.nats.payload_max, found.message_bytes_max or self.nats.payload_max)
         return self._place
 
@@ -239,7 +243,8 @@ class JetStreamSession:
 
     def _stored(self, stream_seq: int, seq: int) -> None:
         """Take a line for held by the stream, as its last message."""
-        self._seq, self.target.confirmed_to = stream_seq, seq
+        self._seq = self.target.seen_seq = stream_seq
+        self.target.confirmed_to = seq
 
     def _reply(self) -> str:
         return f"{self.nats.inbox}.a{next(self._numbers)}"
@@ -325,8 +330,8 @@ class JetStreamSession:
             if ack.duplicate and ack.seq != self._seq + 1:
                 if len(self.target.twice) >= TWICE_MAX:
                     self.target.twice.clear()
-                self.target.twice.add(seq)
-                raise EngineError("sink-refused", "the stream has this id already, from another namespace")
+                self.target.twice.update(line for each, line in awaited.items() if acks[each].duplicate)
+                raise EngineError("sink-refused", "the stream has this id already; it goes out under another")
             if ack.seq != self._seq + 1:
                 raise EngineError("sink-foreign", f"somebody else writes into {self._stream}")
             self._stored(ack.seq, seq)
@@ -367,12 +372,17 @@ class JetStreamSession:
         return None
 
     def _may_be_ours(self, message: StoredMessage) -> bool:
-        """Return whether a message has our form: a key chain, or a record of before our log was set back."""
+        """Return whether a message has our form: a key chain, or a record of before our log was set back.
+
+        Our log is set back only while no process has it open, so a record that came since is not ours.
+        """
         id_ = message.headers.get(ID, "")
         if message.subject.startswith(f"spl.{subjects.tail_of(self._did)}.{subjects.KEYS}."):
             return id_.startswith(f"{KEYS_ID}{digest(message.body)}:")
-        before, _, digits = message.headers.get(POSITION, "").rpartition(":")
-        return bool(before) and bool(digits) and not digits.strip("0123456789") and _names(message.body, id_)
+        if self.target.seen_seq is not None and message.seq > self.target.seen_seq:
+            return False
+        place = seq_in(message.headers.get(POSITION, ""), self.target.reader.epoch)
+        return place is not None and _names(message.body, id_)
 
     def _place_of(self, message: StoredMessage) -> int | None:
         """Return the line of a message of ours, by its bytes; None if our log does not hold what it says."""

@@ -3,11 +3,22 @@
 import asyncio
 import json
 
-from spl.engine import subjects
-from tests.engine.servers import NatsServer, caught_up, failing, records_in, serving, until_held
+from spl.engine import jetstream, subjects
+from spl.engine.protocol import head_of, published
+from tests.engine.servers import NatsServer, caught_up, failing, logged, records_in, serving, until_held
 from tests.nodes import Node
 
 FAN = {"name": "fan", "namespaces": ("default",)}
+
+
+async def forge(server: NatsServer, node: Node, number: int, epoch: str) -> None:
+    """Write a message of our form into a node's stream, of a record that its log does not hold."""
+    made = f"{number:064x}"
+    head = {"Nats-Msg-Id": made, "Spl-Position": f"{epoch}:1", "Spl-Namespace": "default", "Spl-Thread": "th"}
+    subject = f"spl.{subjects.tail_of(node.did)}.default.3"
+    async with server.client() as client:
+        await client.send([published(subject, "", head_of(head), json.dumps({"id": made}).encode())])
+        await jetstream.state_of(client, subjects.stream_of(node.did))  # what is answered after it came after it
 
 
 async def test_what_an_emptied_stream_refused_goes_out_later(node: Node, server: NatsServer) -> None:
@@ -40,3 +51,37 @@ async def test_a_record_over_the_bound_of_its_stream_goes_as_a_pointer(node: Nod
         assert (await service.test("fan"))["max_payload_bytes"] == 2000
     assert json.loads(bodies[-2])["id"] == large.id
     assert json.loads(bodies[-2])["bytes"] == len(large.raw)
+
+
+async def test_another_writer_that_takes_our_form_stops_the_sink(node: Node, server: NatsServer) -> None:
+    epoch = node.home.store.epoch
+    async with serving(node) as service:
+        await service.add({**FAN, "url": server.url}, from_now=False)
+        first = [node.emit(str(number)).raw for number in range(3)]
+        await caught_up(service)
+        await forge(server, node, 1, epoch)  # between two records of a process
+        second = node.emit("next").raw
+        await failing(service, "sink-foreign")
+        await service.act("fan", "resume")
+        await caught_up(service)
+        await service.act("fan", "pause")
+        await forge(server, node, 2, "of another log")  # before a process begins
+        await service.act("fan", "resume")
+        await failing(service, "sink-foreign")
+        await service.act("fan", "resume")
+        third = node.emit("last").raw
+        await caught_up(service)
+    ours = dict.fromkeys(body for body in records_in(await server.messages(node)) if len(body) > 100)
+    assert list(ours) == [*first, second, third]
+
+
+async def test_a_log_that_was_set_back_goes_on_in_its_stream(node: Node, server: NatsServer) -> None:
+    async with serving(node) as service:
+        await service.add({**FAN, "url": server.url}, from_now=False)
+        node.emit("one")
+        await caught_up(service)
+    await forge(server, node, 1, node.home.store.epoch)  # as a record that the log has lost
+    async with serving(node) as service:
+        node.emit("two")
+        await caught_up(service)
+    assert set(logged(node)) <= set(records_in(await server.messages(node)))
