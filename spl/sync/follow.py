@@ -25,7 +25,7 @@ from ..core.limits import KIB
 from ..core.pair.modes import ON_DEMAND
 from ..core.pair.pair import Pair, Phase
 from ..core.pair.status import READS_ONLY, LastError, StreamStatus
-from ..core.presence import Turns
+from ..core.presence import Presence, Turns
 from ..core.recent import Peaks
 from ..core.record import page
 from ..core.record.cursor import TEXT_CHARS_MAX
@@ -117,10 +117,10 @@ class PairSync(Turns):
         """The code of the failure that lasts, "" if none does."""
         return self.last_error.code if self.errors.attempt and self.last_error is not None else ""
 
-    def needs_read(self, pair: Pair) -> bool:
+    def needs_read(self, pair: Pair, presence: Presence) -> bool:
         """Return whether reads of a pair on demand failed, maybe before this process, as only a read shows the end."""
         code = self.failing or (pair.reason if pair.phase is Phase.DEGRADED else "")
-        return pair.mode == ON_DEMAND and pair.sync_allowed and code in READS_ONLY
+        return pair.mode == ON_DEMAND and pair.sync_allowed and (code in READS_ONLY or presence.is_unread)
 
     def note_peak(self, now_ms: int) -> None:
         """Keep the most that waited here since this was called last."""
@@ -377,7 +377,8 @@ class Follower:
         state.flow.synced_ms = self._now_ms()
         # A view is whole: what one leaves out, such as `unreached`, no longer holds; but its head may be uncounted yet.
         head = int(page_.view.get("head", progress.view.get("head", 0)))
-        progress.view = {**(page_.view or progress.view), "head": max(head, taken.clock)}
+        known = page_.view if item.is_heartbeat else {**progress.view, **page_.view}
+        progress.view = {**known, "head": max(head, taken.clock)}
         ingest.reaches.heard(state.pair_id, progress.view)
         if page_.next_cursor and (page_.count or page_.view.get("acked") != taken.clock):
             self._confirm(state, page_.next_cursor)

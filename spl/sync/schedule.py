@@ -1,9 +1,9 @@
 """Consumer side of sync: when we read from each peer, and how far we are.
 
 One job per pair runs its mode: `polling` at its interval with jitter, `on-demand` only when asked, `continuous` by
-catching up with pages and then following the peer's stream.  Failures back off with full jitter to at most five
-minutes, a stream's to half a minute.  One pull runs at a time for a pair; later callers join it.  Between two reads,
-and while the pair is paused, a peer that is silent is asked for a sign of life (reach.py); no answer is a failure, too.
+pages and then the peer's stream.  Failures back off with full jitter to at most five minutes, a stream's to half a
+minute.  One pull runs at a time for a pair; later callers join it.  Between two reads, and while the pair is paused, a
+peer that is silent is asked for a sign of life (reach.py); no answer is a failure, too.
 """
 
 import asyncio
@@ -37,11 +37,8 @@ from .supervise import Rest, Supervisor, drop_ended, wait
 log = logging.getLogger("spl.federation")
 
 BACKOFF_BASE_S: Final = 1.0
-_RESTS: Final = "at rest "
-"""Before the id of a pair that is paused, in the name of the task that asks its peer for signs of life."""
-
-TICK_S: Final = 0.001
-"""What is due within it is due now: a remainder of rounding would be waited for again and again."""
+_RESTS: Final = "at rest "  # before the id of a paused pair, in the name of its job, which asks for signs of life
+TICK_S: Final = 0.001  # what is due within it is due now: a remainder of rounding would be waited for again and again
 
 
 class Sync:
@@ -52,8 +49,7 @@ class Sync:
     ) -> None:
         self._ingest, self.writer, self.limits, self.budget = ingest, ingest.writer, ingest.limits, ingest.budget
         self._reaches = ingest.reaches
-        self.puller = Puller(ingest, feed)
-        self._feed = feed
+        self.puller, self._feed = Puller(ingest, feed), feed
         self._follower = Follower(self.puller, feed, self, now_ms=now_ms, random_bytes=random_bytes)
         self._now_ms, self._random_bytes = now_ms, random_bytes
         self._states: dict[str, PairSync] = {}
@@ -163,8 +159,7 @@ class Sync:
     def status(self, pair_id: str) -> PairStatus:
         """Return how far we are with reading from the peer."""
         state, place = self._state(pair_id), self.writer.views.positions.get(pair_id)
-        pair = self.writer.views.pairs.get(pair_id)
-        intake = self.budget.status(pair_id)
+        pair, intake = self.writer.views.pairs.get(pair_id), self.budget.status(pair_id)
         wait_s = self._wait_s(pair, state, intake.wait_s) if pair is not None else None
         clock, view = place.count if place is not None else 0, self._reaches.view(pair_id)
         times_ms = (state.last_sync_ms, state.flow.synced_ms, self._ingest.received_ms(pair_id))
@@ -250,12 +245,12 @@ class Sync:
                 state.last_s = None if pair.mode == CONTINUOUS else state.last_s
                 state.mode = pair.mode
             wait_s = self._wait_s(pair, state, self.budget.status(pair_id).wait_s)
-            if wait_s is None or wait_s > 0:
+            if wait_s is None or wait_s > TICK_S:
                 quiet_s = self._quiet_s(pair, state)
                 if quiet_s > TICK_S:
                     least_s = quiet_s if wait_s is None else min(wait_s, quiet_s)
                     return Rest(state.kick, least_s, partial(self._follow, pair_id, syncs, begins=False))
-                if await self._ask_life(pair, state) and state.needs_read(pair):
+                if await self._ask_life(pair, state) and state.needs_read(pair, self._reaches.seen(pair_id)):
                     with suppress(SplError):
                         await self.pull(pair_id, THREAD_PAIRS)  # of which no peer gets records: do reads arrive again?
                 continue
@@ -380,6 +375,7 @@ class Sync:
         async with asyncio.TaskGroup() as tasks:
             flowing = tasks.create_task(self._stream(pair, state))
             flowing.add_done_callback(lambda _: state.kick.set())
+            asking: asyncio.Task[bool] | None = None
             while not flowing.done():
                 now = self.writer.views.pairs.get(pair.pair_id)
                 if now is None or self._stream_key(now) != key:
@@ -387,8 +383,12 @@ class Sync:
                     flowing.cancel()
                     break
                 state.kick.clear()
-                quiet_s = self._quiet_s(pair, state)
-                await (wait(state.kick, quiet_s) if quiet_s > TICK_S else self._ask_life(pair, state))
+                if (quiet_s := self._quiet_s(pair, state)) <= TICK_S and (asking is None or asking.done()):
+                    asking = tasks.create_task(self._ask_life(pair, state))
+                    asking.add_done_callback(lambda _: state.kick.set())
+                await wait(state.kick, quiet_s if quiet_s > TICK_S else None)
+            if asking is not None:
+                asking.cancel()
 
     def _stream_key(self, pair: Pair) -> tuple[object, ...]:
         """Return what a stream depends on: a change of it calls for another stream."""
@@ -428,7 +428,7 @@ class Sync:
                 state.errors.reset()
                 self._reaches.reached(pair_id, progress.view)
             asked = exc.code in WAY and self._reaches.may_serve(pair_id, asyncio.get_running_loop().time())
-            asked = asked and not await self._ask_life(self._ingest.pair(pair_id), state, beside=True)
+            asked = asked and not await self._ask_life(pair, state, beside=True)
             self._failed(pair_id, state, exc, asked=asked)
             raise
         finally:

@@ -69,7 +69,7 @@ def test_show_tells_what_an_approval_shares_and_what_it_leaves_out_and_why(spl: 
     assert "  default, a:b (L1)\n" in result.out
     assert "  diary, which is private: spl namespace share diary\n" in result.out
     assert "  x, which does not exist: spl namespace create --shared x\n" in result.out
-    assert "needs first  gone, named by a map: spl namespace create gone; or approve --without-maps\n" in result.out
+    assert "  gone, named by a map: spl namespace create gone; or approve --without-maps\n" in result.out, result.out
     assert "instances that alice shares these namespaces with receive them as well" in result.err
 
 

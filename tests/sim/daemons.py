@@ -89,7 +89,7 @@ class Peer:
     def headers(self, daemon: Daemon, method: str, target: str, body: bytes = b"") -> Headers:
         proof = bearer.proof_header(
             self.key, method=method, target=target, audience=daemon.did, token=self.token, body=body,
-            issued_at_ms=now_ms() + bearer.PROOF_AHEAD_MS, nonce=self.random.randbytes(16).hex(),
+            issued_at_ms=now_ms(), nonce=self.random.randbytes(16).hex(), era=daemon.services.auth.proofs._era,
         )  # fmt: skip
         return (("authorization", f"Bearer {self.token}"), (bearer.PROOF_HEADER, proof))
 

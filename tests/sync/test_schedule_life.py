@@ -9,8 +9,10 @@ import pytest
 
 from spl.core import presence
 from spl.core.errors import SplError
-from spl.core.pair.pair import Phase
+from spl.core.pair.pair import Pair, Phase
 from spl.core.pair.status import LastError
+from spl.sync.follow import PairSync
+from spl.sync.schedule import Sync
 from tests.nodes import Node, join, nodes
 from tests.waiting import DEADLINE_S, until
 
@@ -91,6 +93,53 @@ async def test_reads_that_fail_are_told_on_both_sides_while_questions_pass(
             network.cut = ""
             await until(lambda: not bob.sync.status(PAIR).attempt and not bob.sync.status(PAIR).one_way)
             await until(lambda: not alice.sync.status(PAIR).one_way)
+
+        await run_beside(bob, story())
+
+
+async def test_a_sync_on_demand_that_failed_leaves_no_alarm_once_the_peer_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asked for a read since, so one that brings nothing shows that reads arrive again."""
+    monkeypatch.setattr(presence, "ASK_S", 0.01)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="on-demand")
+        alice.emit("waits")
+        alice.network.down = "connect"
+        with pytest.raises(SplError):
+            await bob.sync.pull(PAIR)
+        assert bob.reaches.seen(PAIR).unread_s is not None
+
+        async def story() -> None:
+            alice.network.down = ""
+            await until(lambda: bob.reaches.seen(PAIR).unread_s is None)
+            await until(lambda: not bob.sync.status(PAIR).one_way)
+
+        await run_beside(bob, story())
+        assert not bob.ids()
+
+
+async def test_a_question_that_hangs_keeps_no_stream_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = asyncio.Event()
+
+    async def hang(self: Sync, pair: Pair, state: PairSync, **more: bool) -> bool:
+        if state.flow.is_open:
+            asked.set()
+            await asyncio.Event().wait()
+        return True
+
+    monkeypatch.setattr(Sync, "_ask_life", hang)
+    monkeypatch.setattr(Sync, "_quiet_s", lambda self, pair, state: 0.0 if state.flow.is_open else 60.0)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="continuous")
+
+        async def story() -> None:
+            await asked.wait()
+            bob.change_pair(PAIR, mode="on-demand")
+            bob.sync._rouse()
+            await until(lambda: not bob.sync._states[PAIR].flow.is_open)
 
         await run_beside(bob, story())
 
