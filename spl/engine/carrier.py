@@ -149,17 +149,22 @@ class CarrierRun:
         """Subject of the answer -> (consumer, messages still to come, when it was asked)."""
 
     async def run(self) -> None:
-        """Read; failures back off."""
-        backoff = Backoff(self.parts.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S)
+        """Read; what is missing is pulled beside it, whether the engine is there or not."""
         self.parts.sync.puller.carried[self.pair_id] = self
         try:
-            while self._pair() is not None:
-                try:
-                    await self._session(backoff)
-                except SplError as exc:
-                    await asyncio.sleep(self._failed(exc, backoff))
+            await run_together(self._read(), self._heal())
         finally:
             del self.parts.sync.puller.carried[self.pair_id]
+
+    async def _read(self) -> None:
+        """Read as long as the pair does; failures back off."""
+        backoff = Backoff(self.parts.random_bytes, BACKOFF_BASE_S, BACKOFF_MAX_S)
+        while self._pair() is not None:
+            try:
+                await self._session(backoff)
+            except SplError as exc:
+                if self._pair() is not None:  # or it is no fault, but the pair was paused meanwhile
+                    await asyncio.sleep(self._failed(exc, backoff))
 
     def _pair(self) -> Pair | None:
         pair = self.parts.ingest.writer.views.pairs.get(self.pair_id)
@@ -180,7 +185,7 @@ class CarrierRun:
         nats = await parts.connect(self.pair_id, self.carrier)
         state.far = f"nats-server {nats.version}"
         try:
-            await run_together(self._receive(nats, backoff), nats.listen(), self._heal())
+            await run_together(self._receive(nats, backoff), nats.listen())
         finally:
             state.is_open = False
             await nats.close()
@@ -323,19 +328,24 @@ class CarrierRun:
         self.proven = {ns: id_ for ns, id_ in self._places.items() if ns not in self._broken and is_id(id_)}
 
     async def _heal(self) -> None:
-        """Pull what is missing: after a gap, and if the peer's count is not reached though the engine gave all."""
-        parts, head = self.parts, 0
+        """Pull what is missing: after a gap, and if the peer's count is not reached though the engine gave all.
+
+        While the engine is gone the newest count is the one to reach, and nothing is said of what it does not carry.
+        """
+        ingest, head = self.parts.ingest, 0
         while True:
             await wait(self._news, LOOK_EVERY_S)
-            seen, place = parts.ingest.reaches.view(self.pair_id), parts.ingest.writer.views.positions.get(self.pair_id)
-            behind = place is not None and place.count < head
-            head = int(seen.get("head") or 0)
+            place, before = ingest.writer.views.positions.get(self.pair_id), head
+            head = int(ingest.reaches.view(self.pair_id).get("head") or 0)
+            behind = (place.count if place is not None else 0) < (head if self._is_gone() else before)
             if not (self._news.is_set() or behind):
                 continue
             self._news.clear()
-            broken, carried, held = dict(self._broken), self.state.received, self._held()
+            broken, carried = dict(self._broken), self.state.received
             try:
-                await parts.sync.pull(self.pair_id)
+                held = self._held()
+                await self.parts.sync.pull(self.pair_id)
+                brought = self._held() - held
             except SplError as exc:
                 log.debug(**event("carrier.gap_open", pair=self.pair_id, code=exc.code))
                 self._news.set()
@@ -344,19 +354,22 @@ class CarrierRun:
                 self._healing.reset()
                 self._broken = {ns: gap for ns, gap in self._broken.items() if broken.get(ns) != gap}
                 self.state.gap_since_s = self.state.gap_since_s if self._broken else None
-                if behind and carried == self.state.received and held < self._held():
+                if behind and brought > 0 and self.state.is_open and carried == self.state.received:
                     self.state.passed_by_since_s = self.state.passed_by_since_s or asyncio.get_running_loop().time()
                 self._tell()
                 await asyncio.sleep(HEAL_BASE_S)
 
+    def _is_gone(self) -> bool:
+        """Whether the engine has failed for so long that nothing is to be expected of it."""
+        since_s = self.state.failing_since_s
+        return since_s is not None and asyncio.get_running_loop().time() - since_s > LOOK_EVERY_S
+
     def _held(self) -> int:
         """Return how many records came over the pair of the namespaces that are read here, whichever way they came."""
-        inbound, index = (
-            self.parts.ingest.inbound(self.parts.ingest.pair(self.pair_id)),
-            self.parts.ingest.writer.store.index,
-        )
+        ingest = self.parts.ingest
+        inbound = ingest.inbound(ingest.pair(self.pair_id))
         ours = {inbound[ns].ns for ns in self._places if ns in inbound}
-        return sum(index.tally(received(ns, self.pair_id)) for ns in ours)
+        return sum(ingest.writer.store.index.tally(received(ns, self.pair_id)) for ns in ours)
 
     # -- where it was
 

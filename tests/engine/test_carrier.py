@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from spl.core.pair.modes import ENGINE, POLLING
+from spl.core.pair.state import Phase
 from spl.engine import carrier as carriers
 from spl.engine import jetstream, nats, subjects
 from spl.engine.carriers import CarrierService, LeftConsumers
@@ -324,3 +325,46 @@ async def test_a_sink_that_gives_nothing_is_a_finding_until_it_gives_again(
         hub.emit("by the engine")
         await equal(hub, spoke)
         await until(lambda: not service.faults())
+
+
+async def test_what_a_server_that_is_gone_does_not_give_comes_from_the_peer(
+    tmp_path: Path, own_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "BACKOFF_BASE_S", 0.05)
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.05)
+    monkeypatch.setattr(carriers, "LOOK_EVERY_S", 0.05)
+    async with two(tmp_path, own_server) as (hub, spoke, pair_id, _), reading(spoke) as service:
+        await closed(service, spoke, pair_id)
+        own_server.end()
+        await until(service.faults)
+        hub.emit("by the peer")
+        view = await spoke.sync.puller.ask_life(spoke.home.views.pairs[pair_id], {})
+        spoke.sync.puller.ingest.reaches.answered(pair_id, view)
+        await equal(hub, spoke)
+        assert [fault.code for fault in service.faults()] == ["sink-unreachable"]
+        own_server.start()
+        await closed(service, spoke, pair_id)
+
+
+async def test_a_pause_while_the_engine_is_read_is_no_fault_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(carriers, "HEAL_BASE_S", 0.01)
+    async with nodes(tmp_path, "paused-hub", "paused-spoke") as (hub, spoke):
+        pair_id = join(hub, spoke)
+        spoke.change_pair(pair_id, mode=ENGINE)
+        made = CarrierService(
+            spoke.sync, spoke.feed.notifier, spoke.home.disk, None, now_ms=spoke.now_ms, random_bytes=os.urandom
+        )
+        state, nowhere = carriers.CarrierState(), carriers.Carrier("nats://127.0.0.1:1")
+        run: Any = carriers.CarrierRun(pair_id, nowhere, ("default",), made._parts, state)
+
+        async def paused(_: object) -> None:
+            spoke.change_pair(pair_id, phase=Phase.PAUSED, sync_allowed=False)
+            run._break("default")
+            await until(lambda: run._healing.attempt)
+            spoke.sync.puller.ingest.pair(pair_id)
+
+        monkeypatch.setattr(run, "_session", paused)
+        await run.run()
+        assert (state.fault, state.attempt) == (None, 0)
