@@ -113,12 +113,19 @@ def _print_repair(repaired: Mapping[str, Any], out: Out) -> None:
     elif not still_lost:
         given_up = count(repaired["settled"], "line")
         out.line(f"✓ nothing is missing that a pair holds; {given_up} without a readable id given up")
+        _warn_of_withdrawals(out)
     else:
         out.warn(f"! {still_lost:,} of {lost:,} lost lines could not be recovered")
         if not repaired["pairs"]:
             out.warn("  no pair may sync now, so there is none to fetch from")
         out.note("peers do not hold what was never sent to them: reserved threads, namespaces that are not shared")
         out.note("restore that from a snapshot: spl thread restore; lines without a readable id stay counted as lost")
+        _warn_of_withdrawals(out)
+
+
+def _warn_of_withdrawals(out: Out) -> None:
+    out.warn("! tokens, pairs and grants that were withdrawn by these lines are in force again")
+    out.hint("to look, and withdraw them again: spl token list; spl federation list; spl consent list")
 
 
 def _stats(args: Namespace, shell: Shell) -> int:

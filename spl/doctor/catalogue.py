@@ -407,7 +407,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("store-locked", FAIL, (), None, LOCAL, seen.locked, _next("store-locked")),
     FindingKind("store-readonly", FAIL, (), None, LOCAL, seen.readonly, _next("store-readonly")),
     FindingKind("store-full", FAIL, (), None, LOCAL, seen.full, _next("store-full")),
-    FindingKind("store-damaged", FAIL, (), None, LOCAL, seen.damaged, lambda facts: "spl store check --repair"),
+    FindingKind("store-damaged", FAIL, (), None, LOCAL, seen.damaged, seen.after_damage),
     FindingKind("store-missing", FAIL, (), None, LOCAL, seen.log_lacking, _home_fix("store-missing")),
     FindingKind("disk-low", WARN, (), None, LOCAL, seen.disk, _next("disk-low"), seen.disk_full),
     FindingKind("program-replaced", WARN, (), None, LOCAL, seen.replaced, _next("program-replaced")),

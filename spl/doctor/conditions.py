@@ -113,7 +113,14 @@ def damaged(facts: Facts) -> str:
     count = facts.damaged_lines
     if not count:
         return ""
-    return f"{count} {'place' if count == 1 else 'places'} of the log {'is' if count == 1 else 'are'} damaged"
+    back = "; tokens, pairs and grants that were withdrawn may be in force again" if facts.lines_lost else ""
+    return f"{count} {'place' if count == 1 else 'places'} of the log {'is' if count == 1 else 'are'} damaged{back}"
+
+
+def after_damage(facts: Facts) -> str:
+    """Return the step for a damaged log; a repair brings back no withdrawal, because no peer holds those."""
+    again = "; then withdraw again what is back: spl token list; spl federation list; spl consent list"
+    return "spl store check --repair" + (again if facts.lines_lost else "")
 
 
 def disk(facts: Facts) -> str:

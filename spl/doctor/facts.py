@@ -77,6 +77,8 @@ class Facts:
     readonly: str = ""
     full: str = ""
     damaged_lines: int = 0
+    lines_lost: bool = False
+    """What withdrew something may be among them: nobody knows what a lost line said."""
     cut_bytes: int = 0
     free_bytes: int | None = None
     fsync_p99_ms: float | None = None

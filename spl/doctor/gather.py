@@ -88,6 +88,7 @@ def daemon_facts(store: Log, vault: Vault, health: HealthSampler, limits: Limits
         readonly=store.readonly,
         full=store.full,
         damaged_lines=len(store.lost) + len(store.index.reader.left_out),
+        lines_lost=any(place.lines for place in store.lost),
         cut_bytes=store.report.cut_bytes,
         free_bytes=stats.free_bytes,
         fsync_p99_ms=stats.sync_p99_ms,

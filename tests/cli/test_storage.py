@@ -77,6 +77,7 @@ def test_what_is_still_lost_exits_3_and_says_why(spl: Run, daemon: Daemon) -> No
     assert result.code == 3
     assert "1 of 1 lost lines could not be recovered" in result.err
     assert "reserved threads" in result.err
+    assert "pairs and grants that were withdrawn by these lines are in force again" in result.err
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done, lost)
     assert "no pair may sync now" in spl("store", "check", "--repair").err
     daemon.answers["POST", "/v1/store/check"] = chunked(DAMAGE, done)

@@ -259,6 +259,14 @@ def test_a_warning_can_become_a_failure() -> None:
     assert problems(findings({**WELL, "poll_interval_ms": 7_200_000})) == []
 
 
+def test_what_was_withdrawn_may_be_back_with_a_lost_line() -> None:
+    """A damaged header, or a place that is read again, takes nothing away."""
+    [header], [lost] = (findings({**WELL, "damaged_lines": 1, "lines_lost": lost}) for lost in (False, True))
+    assert (header.evidence, header.fix) == ("1 place of the log is damaged", "spl store check --repair")
+    assert lost.evidence == f"{header.evidence}; tokens, pairs and grants that were withdrawn may be in force again"
+    assert lost.fix.startswith(f"{header.fix}; then withdraw again what is back: spl token list; spl federation list; ")
+
+
 def test_who_asks_for_a_new_token() -> None:
     """Whoever presents it: ours for the peer is renewed from there."""
     for facts in ({"own_token_left_ms": -1}, {"own_token_left_ms": 1, "own_token_due": True}):

@@ -154,4 +154,7 @@ def test_a_home_without_pairs_says_so(make: Make) -> None:
     carol = make("carol").start()
     carol.emit(THREAD, 3)
     damage(carol, b'"n":1}', keep_index=False)
-    assert "no pair may sync now" in carol.run("store", "check", "--repair", code=3).err
+    done = carol.run("store", "check", "--repair", code=3)
+    assert "no pair may sync now" in done.err
+    assert "withdrawn by these lines are in force again" in done.err
+    assert "that were withdrawn may be in force again" in told(carol, "store-damaged")["title"]
