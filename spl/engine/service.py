@@ -317,8 +317,8 @@ def _step(fault: SplError, code: str, sink: Sink) -> str:
     step = CODES["sink-refused" if sink.is_program else code].fix if usual else fault.hint
     if usual and code == "sink-auth" and not sink.creds:
         words = ["spl", "sink", "add", sink.url, *(each for name in sink.namespaces for each in ("--namespace", name))]
-        words += ["--name", sink.name, "--subjects", sink.subjects, *(("--ca", sink.ca) if sink.ca else ())]
-        again = f"{shlex.join(words)} --creds FILE"
+        words += ["--name", sink.name, "--subjects", sink.subjects]
+        again = f"{shlex.join(words)} {'--ca FILE ' if sink.ca else ''}--creds FILE"  # every viewer reads it: no paths
         return f"name its user: spl sink remove {sink.name}; then: {again}; it goes on where its stream ends"
     return re.sub(r"\bNAME\b", sink.name, step)
 
