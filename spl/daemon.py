@@ -268,8 +268,9 @@ class _Daemon:
         self.manager.reloading()
         try:
             self._read_again()
-            listeners.reload_tls(self.settings.now, tls)
+            self.settings.fault = self.settings.fault or listeners.reload_tls(self.settings.now, tls)
         finally:
+            self.settings.reads += 1
             self.manager.ready(self.settings.fault)
 
     def _read_again(self) -> None:

@@ -243,8 +243,11 @@ def token_facts(token: bearer.Token, now_ms: int) -> Json:
 
 
 def settings(request: Request, principal: Principal, services: Services) -> Response:
-    """GET /v1/config: every key with its value and where that came from."""
-    return list_response(services.settings.now.rows())
+    """GET /v1/config: every key with its value and where that came from; how the last of the reloads went."""
+    settings = services.settings
+    return json_response(
+        {"object": "list", "data": settings.now.rows(), "reads": settings.reads, "fault": settings.fault}
+    )
 
 
 def token_of(services: Services, ref: str) -> bearer.Token:

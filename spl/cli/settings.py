@@ -2,10 +2,12 @@
 
 import os
 import signal
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, Final
 
+from ..client.calls import elements
 from ..core.when import span_fine
 from .client import CtlError
 from .command import Command, Group, Shell, UsageError, arg
@@ -13,6 +15,10 @@ from .fit import tilde
 from .rules import COMMANDS
 
 _APPLIES_LATER: Final = "it applies at the next start of the daemon"
+_TOLD: Final = "the daemon is told to read it; whether it took it: spl status"
+READ_S: Final = 5.0
+"""How long the daemon has to read the file again, which takes a moment."""
+_ASK_S: Final = 0.05
 
 
 def _show(args: Namespace, shell: Shell) -> int:
@@ -41,12 +47,12 @@ def _set(args: Namespace, shell: Shell) -> int:
     except FileNotFoundError as exc:
         raise CtlError("home-unusable", f"there is no folder {path.parent}", hint="spl init") from exc
     shell.out.line(f"{args.key} is set in {tilde(str(path), shell.env)}")
-    shell.out.note(_read_again(args.key in config.RESTART or args.key.startswith("limits."), shell))
+    shell.out.note(_read_again(args.key, args.key in config.RESTART or args.key.startswith("limits."), shell))
     return 0
 
 
-def _read_again(needs_start: bool, shell: Shell) -> str:
-    """Return when the change applies, after a signal to the daemon that runs."""
+def _read_again(key: str, needs_start: bool, shell: Shell) -> str:
+    """Return when the change applies, after a signal to the daemon that runs; raise "config-invalid" if it refuses."""
     try:
         pid = shell.ctl.pid()
     except CtlError:
@@ -55,8 +61,33 @@ def _read_again(needs_start: bool, shell: Shell) -> str:
         return f"{_APPLIES_LATER}: this key is not read again while it runs"
     if not pid:
         return "it applies once the daemon gets SIGHUP, or at its next start"
+    try:
+        before = shell.ctl.get("/v1/config").get("reads")
+    except CtlError:
+        before = None
     os.kill(pid, signal.SIGHUP)
-    return "the daemon reads it now; see: spl config show"
+    return _outcome(key, before, shell)
+
+
+def _outcome(key: str, before: object, shell: Shell) -> str:
+    """Return what the daemon made of the file, as soon as it has read it once more."""
+    end_s = time.monotonic() + READ_S
+    while before is not None and time.monotonic() < end_s:
+        try:
+            found = shell.ctl.get("/v1/config")
+        except CtlError:
+            break
+        if found.get("reads") == before:
+            time.sleep(_ASK_S)
+            continue
+        if found["fault"]:
+            hint = "correct that, or set the key back: until then the next start of the daemon fails"
+            raise CtlError("config-invalid", f"the daemon read the file, and refuses: {found['fault']}", hint=hint)
+        row = next((item for item in elements(found) if item["key"] == key), None)
+        if row is not None and not str(row["source"]).startswith("config.toml"):
+            return f"the daemon keeps {_value(key, row['value'])}: it comes from {row['source']}, which goes first"
+        return "the daemon has read it; see: spl config show"
+    return _TOLD
 
 
 def _value(key: str, value: Any) -> str:
@@ -87,8 +118,8 @@ TREE: Final = (
             Command(
                 "config set",
                 "Sets one key in <home>/config.toml, keeps all other lines, and has a running daemon read the file.\n"
-                "A value that the daemon would refuse is not written; several texts are separated by commas.\n"
-                "`spl help configuration` explains every key.",
+                "A value that does not fit its key is not written; several texts are separated by commas.\n"
+                "What the daemon made of it is told; `spl help configuration` explains every key.",
                 "spl config set federation.poll_interval 30s",
                 _set,
                 (

@@ -84,6 +84,8 @@ class Settings:
         self.now = config
         self.fault = ""
         """Why the last reload failed; the next start would not come up."""
+        self.reads = 0
+        """How many reloads there were, those that failed too."""
 
     def take(self, config: Config) -> tuple[list[str], list[str]]:
         """Put a newer configuration in force; return the keys that changed, and those that wait for a restart.

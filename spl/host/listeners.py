@@ -111,12 +111,14 @@ def ca_file_of(config: Config) -> Path | None:
     return Path(config.tls_ca_file) if config.tls_ca_file else None
 
 
-def reload_tls(config: Config, tls: ServerTls | None) -> None:
-    """Swap in the certificate on disk; a bad one is logged and the old one serves on."""
+def reload_tls(config: Config, tls: ServerTls | None) -> str:
+    """Swap in the certificate on disk, return ""; a bad one is logged, the old one serves on, and why is returned."""
     if tls is None:
-        return
+        return ""
     try:
         tls.replace(Path(config.tls_certificate), Path(config.tls_key))
         log.info(**event("tls.reloaded", certificate=config.tls_certificate))
     except (SplError, OSError, ssl.SSLError) as exc:
         log.error(**event("tls.reload_failed", error=str(exc)[:200]))
+        return exc.message if isinstance(exc, SplError) else str(exc)[:200]
+    return ""

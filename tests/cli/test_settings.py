@@ -3,9 +3,11 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from spl.cli import settings
 from tests.cli.conftest import Daemon, Run, listed
 
 
@@ -40,11 +42,42 @@ def test_set_writes_the_file_and_has_the_daemon_read_it(
 ) -> None:
     """The process is the one behind the socket, whatever id the daemon has of itself in a container."""
     (home / "config.toml").write_text("# mine\n")
+    row = {"key": "federation.approval", "value": "closed", "source": "config.toml:4"}
+    answers_reads(daemon, signalled, row)
     result = spl("config", "set", "federation.approval", "closed")
     assert (result.code, result.out) == (0, "federation.approval is set in ~/.syncro/config.toml\n")
     assert (home / "config.toml").read_text() == '# mine\n\n[federation]\napproval = "closed"\n'
     assert signalled == [(os.getpid(), signal.SIGHUP)]
-    assert "the daemon reads it now" in result.err
+    assert "the daemon has read it" in result.err
+
+
+def answers_reads(daemon: Daemon, signalled: list[tuple[int, int]], row: dict[str, Any], fault: str = "") -> None:
+    """Let the daemon answer that it read the file as often as it got a signal."""
+    daemon.answers["GET", "/v1/config"] = lambda call: {
+        **listed(row), "reads": len(signalled), "fault": fault if signalled else "",
+    }  # fmt: skip
+
+
+def test_what_the_daemon_makes_of_it_is_said(
+    spl: Run, home: Path, daemon: Daemon, signalled: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses it, has the value from elsewhere, has not read it yet, or is older and does not tell."""
+    row = {"key": "auth.required", "value": True, "source": "flag"}
+    answers_reads(daemon, signalled, row, "everybody is an administrator")
+    refused = spl("config", "set", "auth.required", "false")
+    assert refused.code == 78
+    assert "everybody is an administrator" in refused.err
+    assert "[config-invalid]" in refused.err
+    assert "the next start of the daemon fails" in refused.err
+    signalled.clear()
+    answers_reads(daemon, signalled, row)
+    assert "the daemon keeps true: it comes from flag" in spl("config", "set", "auth.required", "false").err
+    monkeypatch.setattr(settings, "READ_S", 0.1)
+    for answer in ({**listed(row), "reads": 0, "fault": ""}, listed(row)):
+        daemon.answers["GET", "/v1/config"] = answer
+        result = spl("config", "set", "auth.required", "false")
+        assert result.code == 0
+        assert "whether it took it: spl status" in result.err
 
 
 @pytest.mark.parametrize("key", ["port", "limits.body_bytes"])

@@ -257,6 +257,14 @@ def test_a_key_that_is_set_is_in_force_without_a_restart(make: Make) -> None:
     eventually(lambda: approval() == ("closed", "config.toml"), "the daemon read it")
 
 
+def test_a_key_that_the_running_daemon_refuses_is_told(make: Make) -> None:
+    """The file alone would do; with the flags of this daemon it would open it to others."""
+    alice = make("alice").start("--host", "0.0.0.0")
+    refused = alice.run("config", "set", "auth.required", "false", code=78)
+    assert "makes everybody on the network an administrator" in refused.err
+    assert alice.request("GET", "/v1/threads").status == 401
+
+
 def test_an_idle_daemon_imports_what_it_uses(faulty) -> None:
     """What is asked for now and then, or never, is imported at the first request for it."""
     listing = faulty(Listing, config="").start()
