@@ -165,7 +165,7 @@ class Proofs:
         """
         if not self._boot:
             return self._bound.until_ms
-        steady_ms = max(self._steady_ms() + self._bound.offset_ms, self._before_ms + PROOF_AHEAD_MS + 1)
+        steady_ms = max(self._steady_ms() + self._bound.offset_ms, self._bound.before_ms + PROOF_AHEAD_MS + 1)
         return min(steady_ms, self._bound.until_ms)
 
     def _lacks(self) -> bool:

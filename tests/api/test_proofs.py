@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -318,3 +319,34 @@ def test_proofs_of_pairs_that_are_gone_are_forgotten() -> None:
         world.set_tokens({"pair": replace(TOKENS["pair"], pair_id=pair_id)})
         assert world.ask(world.proven())
     assert len(world.auth.proofs._used) <= 2
+
+
+def test_an_era_that_a_clock_set_back_began_widens_no_bound_that_a_kill_forgets() -> None:
+    """The clock is ahead twice; the second time a proof without an era is dated as only the memory would allow."""
+    world = World()
+    era = refused("auth-invalid", world.ask, world.proven(issued_at_ms=world.now_ms - HOUR_MS)).facts["era"]
+    world.now_ms += 1000
+    world.step(10 * MINUTE_MS)
+    assert world.ask(world.proven(era=era))
+    world.step(-10 * MINUTE_MS)
+    world.now_ms += 100
+    refused("auth-invalid", world.ask, world.proven(era=era))
+    before_ms = world.auth.proofs._before_ms
+    world.step(before_ms - 3 - world.now_ms)
+    proof, taken = world.proven(issued_at_ms=before_ms + 2), 0
+
+    def ask() -> None:
+        nonlocal taken
+        with suppress(SplError):
+            taken += bool(world.ask(proof))
+
+    ask()
+    world.step(-world.stepped_ms)
+    start(world)
+    world.step(10 * MINUTE_MS)
+    for _ in range(3):
+        ask()
+        world.now_ms += 50
+    world.auth.proofs.extend()
+    ask()
+    assert taken <= 1
