@@ -125,7 +125,7 @@ class Responder:
         renew = fields.get("renew") is True and pair.live and self._renewal.is_asked(pair.peer_did)
         facts: dict[str, Any] = {}
         if "mode" in fields and self._settings.now.federation_follow_mode:
-            pair = self._statements.follow(pair, fields["mode"])
+            pair = self._statements.follow(pair, fields, heard.pair.peer_said_ms)
         if type(pair.state) in ESTABLISHED:
             facts |= {"mode": pair.mode} if "mode" in fields else {}
             facts |= {"held": self._renewal.facts(pair, fields["token_id"])} if "token_id" in fields else {}

@@ -15,6 +15,7 @@ Blocks on the disk, except where a method says otherwise; runs on the thread of 
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ..core import when
 from ..core.backoff import Buckets
 from ..core.identity import message
 from ..core.pair import handshake, steps
@@ -77,16 +78,18 @@ class PeerStatements:
             return pair, ()
         return self.pairs.take(pair, change, brought=True)
 
-    def follow(self, pair: Pair, mode: object) -> Pair:
+    def follow(self, pair: Pair, fields: Mapping[str, Any], after_ms: int) -> Pair:
         """Return the pair in the mode that its peer asks us to fetch in; as it is if that is none or one too many.
 
-        Each is a record, so it counts with the other changes.
+        Each is a record, so it counts with the other changes; also of the mode that it has, for its date: a message
+        that was captured is not later than `after_ms`, the last date that a record keeps, and changes nothing.
         """
-        if mode not in MODES or pair.mode in (mode, ENGINE) or type(pair.state) not in ESTABLISHED:
+        mode, said_ms = fields["mode"], message.issued_at_ms(fields)
+        if mode not in MODES or pair.mode == ENGINE or type(pair.state) not in ESTABLISHED or said_ms <= after_ms:
             return pair
         if self._changes.take(pair.peer_did, self.pairs.steady_ms() / 1000):
             return pair
-        return self.pairs.take(pair, steps.Configure({"mode": mode}), brought=True)[0]
+        return self.pairs.take(pair, steps.Configure({"mode": mode, "said_at": when.text_of(said_ms)}), brought=True)[0]
 
     def doubt(self, pair: Pair, code: str) -> None:
         """Mark a pair as degraded whose peer shows what does not verify, or fails; one too many changes nothing."""

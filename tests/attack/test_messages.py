@@ -9,7 +9,7 @@ from tests.attack.adversary.messages import PAIR
 from tests.attack.adversary.puppet import Puppet, request_of
 from tests.attack.adversary.text import b64, canonical, now_ms
 from tests.attack.adversary.wire import Reply
-from tests.attack.conftest import Puppets
+from tests.attack.conftest import AUTO, Daemon, Puppets
 from tests.attack.measure import Victim
 
 AT_ONCE: Final = 12
@@ -96,6 +96,28 @@ def test_no_message_from_before_a_restart_changes_anything_after_it(alice: Victi
     assert statuses == [200, 200, 409]
     assert state_of(alice, peer) == "active"
     assert changes(alice) == 2
+
+
+def test_no_mode_that_a_peer_asked_for_before_comes_again(daemon: Daemon, puppet: Puppets) -> None:
+    """An eavesdropper kept each question; our operator let the peer choose, and chose at the end."""
+    victim = daemon("alice", f"{AUTO}follow_mode = true\n")
+    peer = puppet("peer", victim).join()
+    modes = ["polling", "continuous", "on-demand", "on-demand"]
+    kept = [
+        word(peer, "pair-poll", "poll", age_ms=1000 - 100 * n, state="active", mode=mode)
+        for n, mode in enumerate(modes)
+    ]
+    assert [answered_mode(peer, each) for each in kept] == modes
+    victim.run("federation", "set-mode", peer.pair_id, "polling")
+    for again in (lambda: victim, victim.again):
+        again()
+        assert {answered_mode(peer, each) for each in kept} == {"polling"}
+    assert answered_mode(peer, word(peer, "pair-poll", "poll", state="active", mode="continuous")) == "continuous"
+
+
+def answered_mode(peer: Puppet, sent: tuple[str, bytes]) -> str:
+    """Return the mode that the victim says it is in."""
+    return str(peer.post_bytes(*sent).fields["mode"])
 
 
 def changes(victim: Victim) -> int:

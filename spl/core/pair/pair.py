@@ -176,7 +176,7 @@ def _config(pair: Pair | None, body: Mapping[str, Any], at_ms: int) -> Pair:
     found = replace(pair.filter, **_filtering(body))
     if found != pair.filter:
         changed["filters"] = (found, *(item for item in pair.filters if item != found))[:FILTERS_MAX]
-    return replace(pair, **changed)
+    return replace(pair, peer_said_ms=_said(pair, body), **changed)
 
 
 def _filtering(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,7 @@ class Recover:
 
 @dataclass(frozen=True, slots=True)
 class Configure:
-    """Our operator changed settings: mode, poll_interval_ms, actors, relay."""
+    """Our operator changed settings: mode, poll_interval_ms, actors, relay; or the peer the mode, signed `said_at`."""
 
     changes: Mapping[str, Any]
 

@@ -136,6 +136,7 @@ def test_settings_change_one_by_one() -> None:
     pair = pair_at("Active")
     assert (pair.mode, pair.poll_interval_ms, pair.actors, pair.filter.relay) == ("polling", 300_000, (), True)
     assert after(pair, "pair_config", mode="continuous").mode == "continuous"
+    assert after(pair, "pair_config", mode="polling", said_at=text_of(NOW_MS + 5)).peer_said_ms == NOW_MS + 5
     assert after(pair, "pair_config", actors=["did:a", "did:b"]).actors == ("did:a", "did:b")
     assert after(pair, "pair_config", poll_interval_ms=0).poll_interval_ms == 0
     assert not after(pair, "pair_config", relay=False).filter.relay
