@@ -177,7 +177,8 @@ class JetStreamSession:
     async def resume(self) -> int:
         """Return the line up to which the stream holds our records; make the stream if there is none.
 
-        Raises EngineError "sink-foreign" if its last message, or the stream, is not ours.
+        Raises EngineError "sink-foreign" if its last message, or the stream, is not ours; "sink-refused" if it lacks
+        records of before that line.
         """
         sink, found = self.target.sink, await jetstream.state_of(self.nats, self._stream)
         if found is None:
@@ -186,6 +187,7 @@ class JetStreamSession:
             raise EngineError("sink-foreign", f"stream {self._stream} takes other subjects than ours")
         if found.messages:
             self._place = await self._last_place(found)
+            await self._check_namespaces()
         elif found.last_seq:
             # Everything expired or was purged: it is not filled again, for that was somebody's wish.
             saved, _ = self.target.reader.saved(sink) or (0, 0)
@@ -359,6 +361,25 @@ class JetStreamSession:
                 break
             lost, seq, step = True, max(found.first_seq, message.seq - step), step * 2
         return self.target.sink.after
+
+    async def _check_namespaces(self) -> None:
+        """Raise unless the stream ends each namespace of a sink that begins where the log does, up to the position.
+
+        One that was added with more namespaces than filled the stream would leave their older records out.  Of one that
+        began before, whatever the stream lacks expired or was purged.
+        """
+        sink, reader = self.target.sink, self.target.reader
+        for name in sink.namespaces if reader.saved(sink) is None else ():
+            wanted = reader.last_up_to(name, self._place)
+            if wanted <= sink.after:
+                continue
+            last = await jetstream.last_under(self.nats, self._stream, subjects.namespace_of(self._did, name))
+            place = self._place_of(last) if last is not None else 0
+            if place is not None and place < wanted:
+                again = f"nats stream rm {self._stream}, then: spl sink resume {sink.name}"
+                hint = f"to send all again: {again}; to leave them out, add it with --from now after: spl sink remove"
+                text = f"the stream lacks older records of namespace {name}, and this sink would go on behind them"
+                raise EngineError("sink-refused", text, hint=f"{hint} {sink.name}")
 
     async def _at(self, seq: int, found: StreamState) -> StoredMessage | None:
         if seq == found.last_seq:

@@ -123,6 +123,11 @@ class LogReader:
         """Return how many records the namespaces hold."""
         return sum(self.writer.store.index.count(by_namespace(each)) for each in namespaces)
 
+    def last_up_to(self, name: str, seq: int) -> int:
+        """Return the line of the last record of a namespace up to a line, 0 if there is none."""
+        rows = self.writer.store.index.before_any([by_namespace(name)], seq + 1, 1)
+        return rows[0].seq if rows else 0
+
     def find(self, record_id: str, name: str) -> tuple[Row, bytes] | None:
         """Return a record of a namespace with its stored bytes, None if it is not held."""
         row = self.writer.store.index.find(record_id, name)

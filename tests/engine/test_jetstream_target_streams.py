@@ -5,7 +5,7 @@ import json
 
 from spl.engine import jetstream, subjects
 from spl.engine.protocol import head_of, published
-from tests.engine.servers import NatsServer, caught_up, failing, logged, records_in, serving, until_held
+from tests.engine.servers import NatsServer, caught_up, failing, held, logged, records_in, serving, until_held
 from tests.nodes import Node
 
 FAN = {"name": "fan", "namespaces": ("default",)}
@@ -85,3 +85,53 @@ async def test_a_log_that_was_set_back_goes_on_in_its_stream(node: Node, server:
         node.emit("two")
         await caught_up(service)
     assert set(logged(node)) <= set(records_in(await server.messages(node)))
+
+
+async def test_a_namespace_that_the_stream_lacks_is_never_skipped_in_silence(node: Node, server: NatsServer) -> None:
+    """Neither one that the sink before did not have, nor one that it had for a time."""
+    both = {**FAN, "url": server.url, "namespaces": ("default", "music")}
+    async with serving(node) as service:
+        await service.add({**FAN, "url": server.url}, from_now=False)
+        node.emit("old", ns="music")
+        node.emit("here")
+        await caught_up(service)
+        await service.act("fan", "remove")
+        await service.add(both, from_now=False)
+        sink = await failing(service, "sink-refused")
+        assert "music" in str(sink["error"])
+        assert f"nats stream rm {sink['stream']}" in str(sink["fix"])
+        await server.ask(f"STREAM.DELETE.{sink['stream']}")
+        await service.act("fan", "resume")
+        await held(server, node, "default", "music")
+
+        await service.act("fan", "remove")
+        await service.add({**FAN, "url": server.url}, from_now=False)
+        node.emit("missed", ns="music")
+        node.emit("sent")
+        await caught_up(service)
+        await service.act("fan", "remove")
+        await service.add(both, from_now=False)
+        await failing(service, "sink-refused")
+        await service.act("fan", "remove")
+        await service.add(both, from_now=True)
+        await caught_up(service)
+        node.emit("new", ns="music")
+        await caught_up(service)
+    log = logged(node, "default", "music")
+    assert records_in(await server.messages(node)) == [*log[:2], *log[3:]]
+
+
+async def test_a_namespace_whose_messages_expired_is_not_missed(node: Node, server: NatsServer) -> None:
+    both = {**FAN, "url": server.url, "namespaces": ("default", "music")}
+    async with serving(node) as service:
+        await service.add(both, from_now=False)
+        node.emit("old", ns="music")
+        node.emit("here")
+        await caught_up(service)
+    stream = subjects.stream_of(node.did)
+    await server.ask(f"STREAM.PURGE.{stream}", {"filter": subjects.namespace_of(node.did, "music")})
+    async with serving(node) as service:
+        await caught_up(service)
+        last = node.emit("new", ns="music").raw
+        await caught_up(service)
+    assert records_in(await server.messages(node))[-1] == last
