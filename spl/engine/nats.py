@@ -55,6 +55,8 @@ MESSAGE_BYTES_MAX: Final = 12 * MIB
 BUFFER_BYTES: Final = 256 * 1024
 WAITING_MAX: Final = 1024  # messages that nobody took yet; what was asked for is fewer
 WAITING_BYTES_MAX: Final = 32 * MIB  # of those messages together
+IDLE_EVENTS_MAX: Final = 256  # a second, of those that give nothing to anybody: a server sends a few a minute
+IDLE_EVENTS_A_TURN: Final = 16
 
 _URL: Final = re.compile(r"(nats|tls)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(?::([0-9]{1,5}))?/?")
 _SIGNED_OUT: Final = ("authorization", "authentication", "permissions violation", "account")
@@ -105,6 +107,7 @@ class Nats:
         self._news = asyncio.Event()
         self._numbers = count(1)
         self._ponged = asyncio.Event()
+        self._idle_events, self._idle_since_s = 0, 0.0
         self._ended: EngineError | None = None
 
     @property
@@ -206,24 +209,39 @@ class Nats:
     async def _take(self, event: Received) -> None:
         match event:
             case "PING":
+                await self._idle()
                 await self.send((b"PONG\r\n",))
             case "PONG":
                 self._ponged.set()
+                await self._idle()
             case ServerError(text):
                 lowered = text.lower()
                 code = "sink-auth" if any(word in lowered for word in _SIGNED_OUT) else "sink-unreachable"
                 raise EngineError(code, f"the server says: {text}")
-            case Delivery(subject=subject):
-                future = self._asked.get(subject)
-                if future is not None:
-                    if not future.done():
-                        future.set_result(event)
-                    return
+            case Delivery(subject=subject) if (future := self._asked.get(subject)) is not None:
+                if future.done():
+                    await self._idle()
+                else:
+                    future.set_result(event)
+            case Delivery():
                 self._waiting.append(event)
                 self._waiting_bytes += event.size
                 if len(self._waiting) > WAITING_MAX or self._waiting_bytes > WAITING_BYTES_MAX:
                     raise EngineError("sink-refused", "the server sends what was not asked for")
                 self._news.set()
+            case _:
+                await self._idle()
+
+    async def _idle(self) -> None:
+        """Count an event that gives nothing to anybody: others run between them, and too many end the connection."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._idle_since_s + 1.0:
+            self._idle_events, self._idle_since_s = 0, now_s
+        self._idle_events += 1
+        if self._idle_events > IDLE_EVENTS_MAX:
+            raise EngineError("sink-refused", f"the server sends more than {IDLE_EVENTS_MAX} idle lines a second")
+        if self._idle_events % IDLE_EVENTS_A_TURN == 0:
+            await asyncio.sleep(0)
 
     async def _received(self) -> bytes:
         """Return the next bytes; ask a silent server whether it is there."""

@@ -94,6 +94,26 @@ async def test_messages_that_nobody_asked_for_are_bounded(flood: bytes) -> None:
     assert caught.value.code == "sink-refused"
 
 
+@pytest.mark.parametrize("line", [b"PING\r\n", b"PONG\r\n", b"+OK\r\n", info()])
+async def test_lines_that_give_nothing_are_bounded_and_hold_up_nobody(line: bytes) -> None:
+    turned = 0
+
+    async def others() -> None:
+        nonlocal turned
+        while True:
+            await asyncio.sleep(0)
+            turned += 1
+
+    async with scripted(says(info(), b"PONG\r\n" + line * (2 * nats.IDLE_EVENTS_MAX))) as port:
+        client = await opened(port)
+        client._idle_since_s = asyncio.get_running_loop().time() + 3600.0  # one second, however slow the machine is
+        with pytest.raises(SplError) as caught:
+            await run_together(client.listen(), others())
+        await client.close()
+    assert caught.value.code == "sink-refused"
+    assert turned >= nats.IDLE_EVENTS_MAX // nats.IDLE_EVENTS_A_TURN // 2
+
+
 async def test_answers_that_the_server_does_not_read_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -105,6 +125,7 @@ async def test_answers_that_the_server_does_not_read_are_bounded(monkeypatch: py
         writer.transport.abort()
 
     ended = asyncio.Event()
+    monkeypatch.setattr(nats, "IDLE_EVENTS_MAX", 1_000_000)
     async with scripted(talk) as port:
         client = await opened(port)
         monkeypatch.setattr(nats, "ANSWER_S", 0.2)
