@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
+from ..core.limits import MIB
 from .protocol import EngineError, said
 from .pump import SinkState
 from .reader import LogReader, StoredRecord
@@ -28,6 +29,12 @@ from .sinks import EXEC, Sink
 PUT_S: Final = 60.0
 """How long a batch may take to be confirmed."""
 LINE_BYTES_MAX: Final = 4096  # what a program answers is an id
+LINE_COST: Final = 64
+"""What a line counts beside its bytes."""
+PRINTED_MAX: Final = 4 * MIB
+"""What a program may print for a batch, beside PRINTED_A_BYTE for each byte of it."""
+PRINTED_A_BYTE: Final = 64  # one that shows records prettily is no flood
+LINES_A_TURN: Final = 64
 ENDS_S: Final = 1.0
 
 
@@ -75,24 +82,35 @@ class ProgramSession:
                 raise EngineError("sink-unreachable", f"the program confirms nothing within {PUT_S:g} s") from exc
 
     async def _deliver(self, run: "_Run", records: Sequence[StoredRecord]) -> None:
-        waiting = [f"{run.word} {record.id}" for record in records]
+        data, done, places = b"".join(record.body + b"\n" for record in records), 0, dict[str, list[int]]()
+        for at in reversed(range(len(records))):
+            places.setdefault(f"{run.word} {records[at].id}", []).append(at)  # an id may stand there twice
+        allowed = run.printed + PRINTED_MAX + PRINTED_A_BYTE * len(data)
         async with asyncio.TaskGroup() as tasks:
-            writing = tasks.create_task(run.write(b"".join(record.body + b"\n" for record in records)))
+            writing = tasks.create_task(run.write(data))
             if not self.target.confirms:
                 writing.add_done_callback(lambda _: run.finish())
-            while (line := await run.line()) is not None:
-                if line not in waiting:
+            while run.printed <= allowed and (line := await run.line()) is not None:
+                waiting = places.get(line, [])
+                while waiting and waiting[-1] < done:
+                    waiting.pop()
+                if not waiting:
                     continue  # a program may print what it likes beside
-                del waiting[: waiting.index(line) + 1]  # of an id that stands there twice, the first
-                self.target.confirms, self.target.place = True, records[-len(waiting) - 1].seq
-                if not waiting and not run.finished:
+                done = waiting.pop() + 1
+                self.target.confirms, self.target.place = True, records[done - 1].seq
+                if done == len(records) and not run.finished:
                     return
-        self._run = None
+            if run.printed > allowed:
+                writing.cancel()
+        if run.printed > allowed:
+            raise EngineError("sink-refused", f"the program printed {run.printed} bytes or so for one batch")
         code, text = await run.ended()
+        self._run = None
         if code:
             raise EngineError("sink-refused", f"the program ended with status {code}", said=text)
-        if waiting and self.target.confirms:
-            raise EngineError("sink-refused", f"the program ended before it confirmed {len(waiting)} of its records")
+        if done < len(records) and self.target.confirms:
+            text = f"the program ended before it confirmed {len(records) - done} of its records"
+            raise EngineError("sink-refused", text)
         self.target.place = records[-1].seq
 
     async def close(self) -> None:
@@ -107,7 +125,9 @@ class _Run:
     def __init__(self, process: asyncio.subprocess.Process, word: str) -> None:
         self._process, self.word = process, word
         self.finished = False
-        self._said = ""
+        self.printed = 0
+        """What it printed, each line with its cost."""
+        self._lines, self._said = 0, ""
 
     async def write(self, data: bytes) -> None:
         assert self._process.stdin is not None
@@ -122,15 +142,20 @@ class _Run:
         self._process.stdin.close()
 
     async def line(self) -> str | None:
-        """Return the next line of its output, None at the end."""
+        """Return the next line of its output, None at the end; others run between lines that come at once."""
         assert self._process.stdout is not None
+        self._lines += 1
+        if self._lines % LINES_A_TURN == 0:
+            await asyncio.sleep(0)
         try:
             raw = await self._process.stdout.readuntil(b"\n")
         except asyncio.IncompleteReadError as exc:
             raw = exc.partial
         except asyncio.LimitOverrunError as exc:
             await self._process.stdout.readexactly(exc.consumed)
+            self.printed += LINE_COST + exc.consumed
             return ""  # too long for an id
+        self.printed += LINE_COST + len(raw)
         if raw:
             self._said = raw.decode("utf-8", "replace").strip()
         return self._said if raw else None
@@ -150,6 +175,8 @@ class _Run:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+            # If it printed more than we read, the pipe stands still, and its end would not be seen.
+            self._process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]
 
 
 def _apart(records: Sequence[StoredRecord]) -> Iterator[Sequence[StoredRecord]]:

@@ -130,6 +130,36 @@ open(sys.argv[1], "ab").writelines(lines)
     assert received(out) == logged(node)
 
 
+@pytest.mark.parametrize("flood", ["yes ''", "yes 0123456789", "cat /dev/zero"])
+async def test_a_program_that_prints_without_end_is_named_and_holds_up_nobody(
+    node: Node, monkeypatch: pytest.MonkeyPatch, flood: str
+) -> None:
+    monkeypatch.setattr("spl.engine.program_target.PRINTED_MAX", 256 * 1024)
+    for number in range(20):
+        node.emit(str(number))
+    async with serving(node) as service:
+        fields = {"name": "fan", "namespaces": ("default",), "url": f"exec:{flood}"}
+        await service.add(fields, from_now=False)
+        sink = await failing(service, "sink-refused")
+    assert (sink["sent_records"], "for one batch" in sink["error"]) == (0, True)
+
+
+async def test_a_program_may_print_many_lines_for_each_record(node: Node, tmp_path: Path) -> None:
+    text = """
+import json, os, sys
+for line in sys.stdin:
+    value = json.loads(line)
+    print(json.dumps(value, indent=8).replace(",", ",\\n" * 20))
+    print(os.environ["SPL_CONFIRM"], value["id"], flush=True)
+"""
+    for number in range(100):
+        node.emit(str(number))
+    async with serving(node) as service:
+        fields = {"name": "fan", "namespaces": ("default",), "url": program(tmp_path, text)}
+        await service.add(fields, from_now=False)
+        assert (await caught_up(service))["sent_records"] == 100
+
+
 async def test_the_environment_has_no_secrets(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPL_TOKEN", "secret")
     out = tmp_path / "env"
