@@ -97,6 +97,7 @@ def status_of(services: Services, attention: list[Json]) -> Json:
             "now": sum(found.queue_records for found in reading.values()),
             "max": max((found.queue_max for found in reading.values()), default=0),
         },
+        **({"sinks": services.engines.sinks.summary()} if services.engines.configured else {}),
         "adapters": asdict(services.writer.listeners.summary()),
         "token_ends_at": _token_ends_at(pairs.values()),
         "attention": attention,

@@ -53,6 +53,8 @@ def _lines(status: Mapping[str, Any], out: Out) -> Iterator[str]:
     if queue.get("now") is not None:
         most = f", max {queue['max']} in the last hour" if queue.get("max") is not None else ""
         yield f"queue   {queue['now']} now{most}"
+    if sinks := status.get("sinks"):
+        yield f"sinks   {sinks['total']}: {sinks['open']} open, {sinks['lag_records']:,} wait"
     adapters = status.get("adapters") or {}
     if adapters.get("p99_ms") is not None:
         yield f"adapters {adapters['count']}, p99 {adapters['p99_ms']:,.1f} ms per record"

@@ -173,6 +173,14 @@ class SinkService:
         state = self.state(sink)
         return max(0, self.reader.total(sink.namespaces) - state.count) if state.seq is not None else None
 
+    def summary(self) -> Json:
+        """Return {total, open, lag_records} of all sinks; one that had no session yet adds no lag."""
+        sinks = self.all()
+        return {
+            "total": len(sinks), "open": sum(self.state(sink).is_open for sink in sinks),
+            "lag_records": sum(self.lag_records(sink) or 0 for sink in sinks),
+        }  # fmt: skip
+
     def _names(self, sink: Sink) -> Json:
         """Return what the sink fills, in the words of its server."""
         if sink.is_program:

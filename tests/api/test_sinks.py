@@ -54,7 +54,9 @@ async def test_a_sink_is_listed_as_a_grant_until_it_is_removed(served: Served) -
 
 
 async def test_status_and_doctor_show_what_is_wrong(served: Served) -> None:
+    assert "sinks" not in await served.json("GET", "/v1/status")
     await served.json("POST", "/v1/sinks", FAN, 201)
+    assert (await served.json("GET", "/v1/status"))["sinks"] == {"total": 1, "open": 0, "lag_records": 0}
     sinks = served.services.engines.sinks
     sinks._states[sinks.named("fan").place_name] = SinkState(fault=EngineError("sink-auth"), failing_since_s=0.0)
     text = (await served.fetch("GET", "/metrics")).body.decode()

@@ -75,6 +75,11 @@ def test_without_identity_and_measurements(spl: Run, daemon: Daemon) -> None:
     )
 
 
+def test_sinks_have_a_line_if_there_are_any(spl: Run, daemon: Daemon) -> None:
+    daemon.answers["GET", "/v1/status"] = {**STATUS, "sinks": {"total": 2, "open": 1, "lag_records": 1200}}
+    assert "\nsinks   2: 1 open, 1,200 wait\n" in spl("status").out
+
+
 def test_health(spl: Run, daemon: Daemon) -> None:
     daemon.answers["GET", "/health/ready"] = {"status": "ready"}
     result = spl("health")
