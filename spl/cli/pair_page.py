@@ -242,7 +242,8 @@ def _peer_view(view: Mapping[str, Any], out: Out) -> str:
         if name == "readonly":
             parts.append("its store takes no records")
         elif name not in ("state", "reach", "consent") and value not in (None, ""):
-            each = f"{name.removesuffix('_ms')} every {span_fine(value)}" if name.endswith("_ms") else ""
+            how = "for" if name == "unread_ms" else "every"
+            each = f"{name.removesuffix('_ms')} {how} {span_fine(value)}" if name.endswith("_ms") else ""
             parts.append(out.ago(value) if name == "at" else each or f"{name.replace('_', ' ')} {value}")
     return ", ".join(parts)
 

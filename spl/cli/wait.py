@@ -87,6 +87,7 @@ def _caught_up(args: Namespace, shell: Shell) -> int:
             last = _follow(shell, live, deadline, first, aim)
         finally:
             aim.ended.set()
+    last = _counted(last, shell)
     if not shell.printed("spl.wait/1", last):
         label = label_of(last["peer_did"])
         held, got = last["outbound"]["clock"], last["inbound"]["clock"]
@@ -94,6 +95,15 @@ def _caught_up(args: Namespace, shell: Shell) -> int:
             f"{last['pair_id']}  {label} holds {count(held, 'record')} of ours, we hold {got:,} of {label}'s"
         )
     return 0
+
+
+def _counted(row: Shown, shell: Shell) -> Shown:
+    """Return the row with what both hold now: it may be of before our own read."""
+    try:
+        now = shell.ctl.get(f"/v1/federation/pairs/{quote(row['pair_id'])}")
+    except CtlError:
+        return row
+    return {**row, "inbound": now["last_sync_cursor"], "outbound": now["outbound"]}
 
 
 class _Wanted:

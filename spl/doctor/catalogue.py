@@ -431,7 +431,7 @@ CATALOGUE: Final[tuple[FindingKind, ...]] = (
     FindingKind("http-plain", FAIL, (), None, PATH, seen.failed("http-plain"), _plain_fix),
     FindingKind("tls-chain", FAIL, (), None, PATH, seen.tls_chain, _tls_fix),
     FindingKind("tls-expiry", WARN, (), None, PEER, seen.tls_soon, _at_peer(_RENEW_STEP)),
-    FindingKind("redirect", FAIL, (), None, PATH, seen.failed("redirect"), _next("redirect")),
+    FindingKind("redirect", FAIL, (), None, PATH, seen.failed("redirect"), _of_reads(_foreign_fix)),
     FindingKind("foreign-answer", FAIL, REACH, _failing_s, PATH, seen.failed("foreign-answer"), _foreign_fix),
     FindingKind("manifest-missing", FAIL, REACH, None, PEER, seen.manifest_fault("manifest-missing"),
                 _at_peer(_PUBLISH)),

@@ -223,6 +223,12 @@ def test_a_pair_that_runs_one_way_says_which(spl: Run, daemon: Daemon) -> None:
     assert line == "pushes to the peer; the last push failed: no answer [timeout]"
 
 
+def test_how_long_the_peer_reads_in_vain_is_no_interval(spl: Run, daemon: Daemon) -> None:
+    told = {"state": "active", "asks_ms": 20_000, "unreached": "timeout", "unread_ms": 89_000}
+    line = confirmed(spl, daemon, peer_view=told)["peer view"]
+    assert line.startswith("active, asks every 20s, unreached timeout, unread for 1m29s")
+
+
 def test_a_rejection_shows_the_peers_reason(spl: Run, daemon: Daemon) -> None:
     """The reason that the peer's operator gave is for this operator's eyes; a reason that repeats the state is not."""
     for detail, shown in (("rejected: not today", "revoked (rejected: not today)"), ("revoked", "revoked")):

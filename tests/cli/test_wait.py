@@ -44,8 +44,11 @@ def test_caught_up_needs_what_was_offered_at_the_begin_and_one_read(spl: Run, da
     later = {"clock": 10, "lag_records": 5}  # five more came meanwhile, and are not waited for
     events = [snapshot(a_row(outbound=behind)), ("pair", a_row(outbound=still)), ("pair", a_row(outbound=later))]
     streams(daemon, events, events)
+    # After our own read, which the events are not.
+    read = a_row(last_sync_cursor={"clock": 14, "lag_records": 0}, outbound=later)
+    daemon.answers[SYNC] = lambda call: daemon.answers.update({SHOW: read}) or {"records": 10, "pushed": 0}
     result = spl("wait", "caught-up", PAIR)
-    assert (result.code, result.out) == (0, f"{PAIR}  bob holds 10 records of ours, we hold 4 of bob's\n")
+    assert (result.code, result.out) == (0, f"{PAIR}  bob holds 10 records of ours, we hold 14 of bob's\n")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_a_pair_that_is_revoked_meanwhile(spl: Run, daemon: Daemon) -> None:
 
 
 def test_one_who_may_not_ask_for_a_read_waits_for_the_next(spl: Run, daemon: Daemon) -> None:
-    daemon.answers[SHOW] = a_row()
+    daemon.answers[SHOW] = a_row(last_sync_cursor={"clock": 4, "lag_records": 0})
     daemon.answers[SYNC] = (403, error("scope-forbidden", "needs federation:manage"))
     after = ("pair", a_row(last_sync_at="2026-11-23T06:00:01.000Z"))
     streams(daemon, *[[snapshot(a_row()), after]] * 9)

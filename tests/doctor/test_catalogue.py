@@ -362,6 +362,14 @@ def test_a_peer_that_takes_connections_and_answers_nothing_is_no_fault_of_the_ne
     assert silent.fix == f"retry; check the network path; if the peer has moved, give the URL in its status: {moved}"
 
 
+def test_what_redirects_stands_before_the_peer_or_shows_where_it_went() -> None:
+    """The pair exists already, so nobody pairs again; where reads alone are redirected, it is what stands before it."""
+    facts = {**WELL, "failure": Fault("redirect", "https://bob.example redirects to https://login.example")}
+    assert findings(facts)[0].fix.endswith(f"the URL in its status: {REFRESH} --url NEW-URL")
+    for reads in findings({**facts, "one_way": OneWay(TO_PEER, OFFLINE_S, "redirect", reads=True)}):
+        assert reads.fix.startswith("on bob: let the proxy pass GET /v1/sync/"), reads.code
+
+
 def test_each_side_of_a_broken_direction_is_told() -> None:
     """The one whose requests fail is told once that lasts; the one that is not asked, why, if the other says so."""
     ours = {**WELL, "one_way": OneWay(TO_PEER, OFFLINE_S, "timeout"), "reach": "peer-pushes"}

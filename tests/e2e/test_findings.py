@@ -88,7 +88,7 @@ def redirected(reply: Reply) -> Reply:
     ("code", "change", "fix"),
     [
         ("disconnected", hang_up, "retry; check the network path"),
-        ("redirect", redirected, "pair with the final URL"),
+        ("redirect", redirected, f"on bob: {PASSES}; if the peer has moved"),
         ("manifest-malformed", answer(200, b"{}"), f"{PUBLISH}; look at what stands before"),
         ("peer-5xx", answer(503, OWN_FAULT), "on bob: spl doctor; on bob: spl logs"),
         ("foreign-answer", answer(503), "on bob: start the daemon: spl serve; or correct"),
