@@ -16,7 +16,7 @@ from io import TextIOWrapper
 from types import MappingProxyType
 from typing import Any, Final, TextIO, cast
 
-from ..core.errors import CODES, SplError, steps
+from ..core.errors import BLANKS, CODES, SplError, steps
 from ..core.when import age, ms_of, span, span_fine, text_of
 from . import fit
 from .fit import GAP
@@ -29,10 +29,9 @@ DIM: Final = "2"
 
 _ASCII: Final = str.maketrans({"✓": "ok", "✗": "FAIL", "·": "-", "→": "->", "…": "..."})
 _UNSEEN: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb"
-    "\U000e0000-\U000e007f]"
+    f"[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb{BLANKS}]"
 )
-"""What a terminal acts on or hides: C0, C1, soft hyphen, direction and format marks, zero widths, surrogates, tags."""
+"""What a terminal acts on or hides: C0, C1, soft hyphens, directions, formats, zero widths, surrogates, blanks."""
 _LABEL_CHARS: Final = 18  # the left column of a detail view
 RECORD_CHARS: Final = 16
 """Of a record's id, for people: the daemon finds a record by so many."""

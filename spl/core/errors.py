@@ -247,6 +247,12 @@ class SplError(Exception):
         }
 
 
+BLANKS: Final = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+"""For a class of a pattern: what shows nothing, or changes what is beside it, and is printable for some; U+2800 too."""
+_BLANK: Final = re.compile(f"[{BLANKS}]")
 _DIVIDES: Final = re.compile(r"""(?<!\w)'[^']*'|(?<!\w)"[^"]*"|; """)
 """The end of a step, or a text in quotes; an apostrophe within or after a word opens none."""
 
@@ -255,11 +261,14 @@ def printable(text: str) -> str:
     """Return the text with everything escaped, in the form of JSON, that a terminal would obey instead of show.
 
     That is what Python calls unprintable: C0 and C1 controls, line and paragraph separators, bidirectional and
-    zero-width marks, lone surrogates.  What a peer sent thus forges no line of a log and moves no cursor.
+    zero-width marks, lone surrogates; and BLANKS.  What a peer sent thus forges no line of a log, moves no cursor, and
+    looks like no other name.
     """
-    if text.isprintable():
+    if text.isprintable() and (text.isascii() or not _BLANK.search(text)):
         return text
-    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    return "".join(
+        char if char.isprintable() and not _BLANK.match(char) else json.dumps(char)[1:-1] for char in text
+    )
 
 
 def steps(fix: str) -> list[str]:

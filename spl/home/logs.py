@@ -228,4 +228,4 @@ def _logfmt(line: Json) -> str:
 
 def _value(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if _PLAIN.match(text) and text.isprintable() else json.dumps(text, ensure_ascii=False)
+    return text if _PLAIN.match(text) and printable(text) == text else json.dumps(text, ensure_ascii=False)

@@ -18,8 +18,10 @@ from tests.attack.conftest import AUTO, Daemon, Puppets, Serve
 from tests.attack.measure import Victim
 from tests.e2e.harness import free_port
 
-OWNED = "\x1b]0;owned\x07\nts=forged \x9b2J\x85\u202egnp.exe\u2066\u200b\u200f\u2028\ufeff"
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+OWNED = "\x1b]0;owned\x07\nts=forged \x9b2J\x85\u202egnp.exe\u2066\u200b\u200f\u2028\ufeff\u3164\u034f\ufe0f"
+UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\u3164\u034f\ufe0f]"
+)
 MINUTE_MS = 60_000
 
 

@@ -14,7 +14,9 @@ from spl.core.errors import SplError
 from spl.core.when import ms_of
 from tests.cli.conftest import ALICE, BOB, NOW, Stream
 
-DRIVING = re.compile("[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f]")
+DRIVING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\u3164\ufe00-\ufe0f\U000e0000-\U000e0fff]"
+)
 
 
 def an_out(
@@ -24,7 +26,9 @@ def an_out(
     return Out(stdout, stderr, env, lambda: ms_of(NOW), form), stdout, stderr
 
 
-UNSEEN = st.text(st.sampled_from("a\x1b\x07\n\x85\x9b\xad\u200b\u200d\u202e\u2028\u2066\ufeff\U000e0041"))
+UNSEEN = st.text(
+    st.sampled_from("a\x1b\x07\n\x85\x9b\xad\u200b\u200d\u202e\u2028\u2066\ufeff\U000e0041\u3164\ufe0f\U000e0100")
+)
 
 
 @given(st.text() | UNSEEN)

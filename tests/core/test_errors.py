@@ -6,7 +6,8 @@ import shlex
 
 import pytest
 
-from spl.core.errors import CODES, SplError, cli_code, http_code, steps
+from spl.cli.out import clean
+from spl.core.errors import CODES, SplError, cli_code, http_code, printable, steps
 
 EXITS = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 78}
 
@@ -69,3 +70,18 @@ def test_a_code_outside_the_registry_cannot_be_raised() -> None:
     """A misspelt code is our own mistake and shows at once."""
     with pytest.raises(KeyError):
         SplError("no-such-code")
+
+
+@pytest.mark.parametrize(
+    "char", "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180f\u2800\u3164\ufe00\ufe0f\uffa0\U000e0100\U000e01ef\u200b"
+)
+def test_what_shows_nothing_is_written_out_everywhere(char: str) -> None:
+    """Else a name of a peer looks like another one, in the log, on the wire or in a terminal."""
+    assert printable(f"al{char}ice") == "al" + json.dumps(char)[1:-1] + "ice"
+    assert printable(f"{char}") != char
+    assert clean(f"al{char}ice").isascii()
+
+
+def test_what_is_seen_stays() -> None:
+    for text in ("käse ✓ 日本 한글 ᠮᠣᠩ ក", "😀", ""):
+        assert printable(text) == clean(text) == text

@@ -71,7 +71,7 @@ def test_a_field_never_stands_for_a_member_of_the_line() -> None:
     assert line["ts"] != "x"
 
 
-HOSTILE = "\x1b]0;owned\x07 \x9b2J\x7f\x85\u202egnp\u2066\u200b\u200f\u2028\ufeff\ud800"
+HOSTILE = "\x1b]0;owned\x07 \x9b2J\x7f\x85\u202egnp\u2066\u200b\u200f\u2028\ufeff\ud800\u3164\u034f\U000e0100"
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -85,6 +85,7 @@ def test_nothing_unprintable_reaches_a_line(as_json: bool) -> None:
         record.exc_info = sys.exc_info()
     line = logs.Formatter(as_json).format(record)
     assert line.isprintable()
+    assert not set("\u3164\u034f\U000e0100") & set(line)
     assert "\\u001b]0;owned" in line
     line.encode()
     if as_json:
