@@ -48,10 +48,9 @@ class Sync:
         self, ingest: Ingest, feed: Feed, *, now_ms: Callable[[], int], random_bytes: Callable[[int], bytes]
     ) -> None:
         self._ingest, self.writer, self.limits, self.budget = ingest, ingest.writer, ingest.limits, ingest.budget
-        self._reaches = ingest.reaches
+        self._reaches, self._now_ms, self._random_bytes = ingest.reaches, now_ms, random_bytes
         self.puller, self._feed = Puller(ingest, feed), feed
         self._follower = Follower(self.puller, feed, self, now_ms=now_ms, random_bytes=random_bytes)
-        self._now_ms, self._random_bytes = now_ms, random_bytes
         self._states: dict[str, PairSync] = {}
         self._seen: Mapping[str, Pair] = {}
         self._known = KnownPeers(feed.vault, feed.source.rollbacks, now_ms)
@@ -375,6 +374,7 @@ class Sync:
         async with asyncio.TaskGroup() as tasks:
             flowing = tasks.create_task(self._stream(pair, state))
             flowing.add_done_callback(lambda _: state.kick.set())
+            await asyncio.sleep(0)  # it begins: cancelled before that, it would leave the flow open for ever
             asking: asyncio.Task[bool] | None = None
             while not flowing.done():
                 now = self.writer.views.pairs.get(pair.pair_id)

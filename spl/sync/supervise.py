@@ -154,16 +154,18 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             self._group, self._stop = group, stop
             group.create_task(self._kick_at(stop))
-            while not stop.is_set():
-                self._changed.clear()
-                self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
-                self._ending = [task for task in self._ending if not task.done()]
-                seconds = await self._owner.arrange()
-                if not stop.is_set():
-                    await wait(self._changed, seconds)
-            for rest in self._rests.values():
-                rest.end()
-            self._rests.clear()
+            try:
+                while not stop.is_set():
+                    self._changed.clear()
+                    self._tasks = {name: task for name, task in self._tasks.items() if not task.done()}
+                    self._ending = [task for task in self._ending if not task.done()]
+                    seconds = await self._owner.arrange()
+                    if not stop.is_set():
+                        await wait(self._changed, seconds)
+            finally:
+                for rest in self._rests.values():
+                    rest.end()
+                self._rests.clear()
             while tasks := [task for task in (*self._tasks.values(), *self._ending) if not task.done()]:
                 for task in tasks:
                     task.cancel()

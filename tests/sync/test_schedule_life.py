@@ -144,6 +144,27 @@ async def test_a_question_that_hangs_keeps_no_stream_from_its_end(
         await run_beside(bob, story())
 
 
+async def test_a_change_while_the_pages_come_leaves_no_stream_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull = Sync.pull
+
+    async def changing(self: Sync, pair_id: str, thread: str = "", **more: bool) -> int:
+        fresh = await pull(self, pair_id, thread, **more)
+        bob.change_pair(PAIR, mode="on-demand")
+        return fresh
+
+    monkeypatch.setattr(Sync, "pull", changing)
+    async with nodes(tmp_path, "alice", "bob") as (alice, bob):
+        join(alice, bob, mode="continuous")
+
+        async def story() -> None:
+            await until(lambda: PAIR in bob.sync._states and bob.sync._states[PAIR].mode == "on-demand")
+            assert not bob.sync._states[PAIR].flow.is_open
+
+        await run_beside(bob, story())
+
+
 async def test_an_event_is_a_sign_of_life_whatever_the_time_of_day(tmp_path: Path) -> None:
     async with nodes(tmp_path, "alice", "bob") as (alice, bob):
         join(alice, bob, mode="continuous")
