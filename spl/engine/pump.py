@@ -47,7 +47,7 @@ SAVE_S: Final = 5.0
 COLLECT_S: Final = 0.5
 BUSY_RECORDS: Final = 32
 BUSY_S: Final = 1.0
-"""Others write if the log grew so lately."""
+"""Others write if the log grew so lately; our own saved position, a line each SAVE_S, counts as well."""
 BACKOFF_BASE_S: Final = 1.0
 BACKOFF_MAX_S: Final = 300.0
 
